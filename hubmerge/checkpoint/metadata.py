@@ -1,0 +1,430 @@
+"""From a checkpoint's own description to a `Checkpoint`, whichever of three forms it has.
+
+- `.metadata`: one pickled ``torch.distributed.checkpoint.metadata.Metadata`` for all ranks;
+- `__{rank}.metadata`: the same, one file per rank (``dcp.save(use_collectives=False)``), to be
+  merged by the union of their chunks;
+- no such file, but safetensors files with ``DCP_SHARDING_INFO`` in the header
+  (``HuggingFaceStorageWriter(save_distributed=True)``).
+
+Each is read once. Nothing in it is trusted: types, signs, sizes and paths are checked here, so that
+no other module has to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
+from hubmerge.checkpoint.unpickle import Inert, InertWithState, load
+from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
+from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputError
+from hubmerge.safetensors_header import HeaderTensor, read_header
+
+GLOBAL_FILE = ".metadata"
+_RANK_FILE = re.compile(r"__(\d+)\.metadata")
+_SHARDING_INFO = "DCP_SHARDING_INFO"
+
+# The largest known (a 671B model over 256 ranks) has about 150 MB.
+_MAX_METADATA_BYTES = 4 * 2**30
+
+# Element counts and byte offsets beyond this cannot be of a real file.
+_MAX_SIZE = 2**62
+_MAX_DIMS = 64
+
+
+class _Metadata(Inert):
+    pass
+
+
+class _TensorEntry(Inert):
+    pass
+
+
+class _ObjectEntry(Inert):
+    pass
+
+
+class _ChunkBox(Inert):
+    pass
+
+
+class _Index(Inert):
+    pass
+
+
+class _StorageInfo(Inert):
+    pass
+
+
+class _Properties(InertWithState):
+    pass
+
+
+_DCP = "torch.distributed.checkpoint.metadata"
+_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
+_STAND_INS: dict[tuple[str, str], Any] = {
+    (_DCP, "Metadata"): _Metadata,
+    (_DCP, "TensorStorageMetadata"): _TensorEntry,
+    (_DCP, "BytesStorageMetadata"): _ObjectEntry,
+    (_DCP, "ChunkStorageMetadata"): _ChunkBox,
+    (_DCP, "MetadataIndex"): _Index,
+    (_DCP, "TensorProperties"): _Properties,
+    (_DCP, "StorageMeta"): Inert,
+    (_DCP, "_MEM_FORMAT_ENCODING"): Inert,
+    ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"): _Properties,
+    ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"): Inert,
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
+    ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
+    (
+        "nemo_automodel.components.checkpoint._backports.filesystem",
+        "_StorageInfo",
+    ): _StorageInfo,
+    (_MEGATRON, "MCoreMetadata"): _Metadata,
+    (_MEGATRON, "MCoreSavePlan"): Inert,
+    ("torch", "Size"): tuple,
+    ("torch.serialization", "_get_layout"): Inert,
+    ("pathlib", "PosixPath"): Inert,
+    ("pathlib", "WindowsPath"): Inert,
+    ("pathlib", "PurePosixPath"): Inert,
+    ("pathlib", "PureWindowsPath"): Inert,
+    ("pathlib._local", "PosixPath"): Inert,
+    ("pathlib._local", "WindowsPath"): Inert,
+    ("pathlib._local", "PurePosixPath"): Inert,
+    ("pathlib._local", "PureWindowsPath"): Inert,
+    ("collections", "OrderedDict"): dict,
+}
+
+
+def _dtype_name(module: str, name: str) -> str | None:
+    """`torch.<dtype>` becomes its own name; nothing else of torch is let in."""
+    known = module == "torch" and (name in BY_NAME or name in UNSUPPORTED_NAMES)
+    return name if known else None
+
+
+def describing_files(folder: Path) -> list[Path]:
+    """The files of `folder` that describe a checkpoint, in the order to read them; or none."""
+    if (folder / GLOBAL_FILE).is_file():
+        return [folder / GLOBAL_FILE]
+    ranked = [
+        (int(match[1]), path)
+        for path in folder.glob("__*.metadata")
+        if (match := _RANK_FILE.fullmatch(path.name)) and path.is_file()
+    ]
+    if ranked:
+        return [path for _, path in sorted(ranked)]
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read what `folder` says it holds; no data file is opened but for safetensors headers.
+
+    Raises:
+        NotACheckpointError: nothing there describes a checkpoint, or the save was interrupted.
+        CheckpointError: the description is damaged or contradicts itself.
+        UnsafeInputError: it names something to execute, or a path outside the folder.
+    """
+    paths = describing_files(folder)
+    if not paths:
+        raise _not_a_checkpoint(folder)
+    digest = hashlib.sha256()
+    merged = _Merged()
+    for path in paths:
+        if path.suffix == ".safetensors":
+            _add_safetensors(merged, path, digest)
+        else:
+            data = _read_bounded(path)
+            digest.update(data)
+            _add_metadata(merged, data, path.name)
+    return Checkpoint(
+        folder=folder,
+        tensors=merged.tensors(),
+        objects=tuple(merged.objects),
+        metadata_files=tuple(path.name for path in paths),
+        metadata_sha256=digest.hexdigest(),
+        files=merged.files,
+    )
+
+
+def _not_a_checkpoint(folder: Path) -> NotACheckpointError:
+    if (folder / f"{GLOBAL_FILE}.tmp").exists():
+        return NotACheckpointError(
+            f"{folder}: the save was interrupted: there is a .metadata.tmp but no .metadata",
+            "The checkpoint is incomplete and cannot be used; take an earlier step.",
+        )
+    if not folder.is_dir():
+        return NotACheckpointError(f"{folder}: no such folder", "Check --load-dir.")
+    data_files = sum(1 for _ in folder.glob("*.distcp"))
+    if data_files:
+        return NotACheckpointError(
+            f"{folder}: there are {data_files} .distcp files but no .metadata: "
+            "the save was interrupted, or the file was left behind by a copy",
+            "Copy .metadata too (it is a hidden file), or take an earlier step.",
+        )
+    return NotACheckpointError(
+        f"{folder}: not a distributed checkpoint: there is no .metadata file in it",
+        "Point --load-dir at the folder that holds .metadata and the .distcp files.",
+    )
+
+
+def _read_bounded(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > _MAX_METADATA_BYTES:
+        raise UnsafeInputError(f"{path.name}: {size:,} bytes are too many for a description")
+    return path.read_bytes()
+
+
+class _Merged:
+    """The union of what one or more descriptions say."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, None] = {}
+        self.files: dict[str, int] = {}
+        self._found: dict[str, tuple[str, tuple[int, ...], tuple[str, ...] | None]] = {}
+        self._chunks: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Chunk]] = {}
+
+    def add_object(self, key: str) -> None:
+        self.objects[key] = None
+
+    def add(
+        self,
+        key: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        path: tuple[str, ...] | None,
+        chunks: Iterable[Chunk],
+        *,
+        grow: bool = False,
+    ) -> None:
+        """Add chunks of a tensor; `grow` where the shape is only what this file knows of it."""
+        known = self._found.get(key)
+        if known is not None:
+            if grow and len(known[1]) == len(shape):
+                shape = tuple(map(max, shape, known[1]))
+            elif known[1] != shape:
+                raise CheckpointError(f"{key!r} has shape {known[1]} in one file, {shape} in another")
+            if known[0] != dtype:
+                raise CheckpointError(f"{key!r} is {known[0]} in one file, {dtype} in another")
+        self._found[key] = (dtype, shape, path)
+        boxes = self._chunks.setdefault(key, {})
+        for chunk in chunks:
+            # The same box twice is a replica (each rank lists its own copy): one is enough.
+            if boxes.setdefault(chunk[:2], chunk) is chunk:
+                end = chunk.offset + chunk.length
+                if self.files.get(chunk.file, -1) < end:
+                    self.files[chunk.file] = end
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        return {
+            key: StoredTensor(key, dtype, shape, tuple(self._chunks[key].values()), path)
+            for key, (dtype, shape, path) in self._found.items()
+        }
+
+
+def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
+    metadata = load(data, label, _STAND_INS, _dtype_name)
+    fields = _fields(metadata, _Metadata, label, "the whole")
+    _refuse_megatron_reformulation(fields, label)
+    entries = _dict(fields.get("state_dict_metadata"), label, "state_dict_metadata")
+    paths = fields.get("planner_data")
+    paths = paths if isinstance(paths, dict) else {}
+    stored = _storage_by_key(fields.get("storage_data"), label)
+    for key, entry in entries.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{label}: a key is {type(key).__name__}, not text")
+        if isinstance(entry, _ObjectEntry):
+            merged.add_object(key)
+        else:
+            dtype, shape, boxes = _tensor_entry(entry, key, label)
+            chunks = _chunks(key, boxes, stored.get(key, {}), label)
+            merged.add(key, dtype, shape, _path(paths.get(key)), chunks)
+
+
+def _refuse_megatron_reformulation(fields: dict[str, Any], label: str) -> None:
+    plans = fields.get("mcore_data")
+    if isinstance(plans, dict) and any(
+        isinstance(plan, dict) and any("nd_reformulated" in str(name)[:64] for name in plan)
+        for plan in plans.values()
+    ):
+        raise CheckpointError(
+            f"{label}: Megatron stored some tensors in a reformulated shape",
+            "Convert it with Megatron Bridge, which knows the original shapes.",
+        )
+
+
+def _fields(value: Any, kind: type[Inert], label: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{label}: {what} is not what a checkpoint has in that place")
+    return value.__dict__
+
+
+def _dict(value: Any, label: str, what: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{label}: {what} is {type(value).__name__}, not a dict")
+    return value
+
+
+def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | None, Any]]:
+    """{key: {offsets: where stored}}."""
+    by_key: dict[str, dict[tuple[int, ...] | None, Any]] = {}
+    for index, info in _dict(value, label, "storage_data").items():
+        if type(index) is not _Index:
+            raise CheckpointError(f"{label}: storage_data has a key that is not a MetadataIndex")
+        fields = index.__dict__
+        key, offset = fields.get("fqn"), fields.get("offset")
+        if type(key) is not str or not (offset is None or type(offset) is tuple):
+            raise CheckpointError(f"{label}: storage_data has a malformed key")
+        places = by_key.get(key)
+        if places is None:
+            places = by_key[key] = {}
+        if offset is not None and not _are_sizes(offset):
+            raise CheckpointError(f"{label}: {key!r} is stored at the offset {offset!r}"[:500])
+        if offset in places:
+            raise CheckpointError(f"{label}: {key!r} is stored twice at {offset}"[:500])
+        places[offset] = info
+    return by_key
+
+
+def _tensor_entry(entry: Any, key: str, label: str) -> tuple[str, tuple[int, ...], list[Any]]:
+    fields = _fields(entry, _TensorEntry, label, f"the entry of {key!r}")
+    properties = fields.get("properties")
+    state = properties.state if isinstance(properties, _Properties) else None
+    if isinstance(state, tuple) and state:
+        dtype = state[0]
+    else:  # older writers pickled the attributes
+        dtype = getattr(properties, "__dict__", {}).get("dtype")
+    shape, boxes = fields.get("size"), fields.get("chunks")
+    if not isinstance(dtype, str):
+        raise CheckpointError(f"{label}: {key!r} has no dtype")
+    if not (type(shape) is tuple and _are_sizes(shape)) or not isinstance(boxes, list):
+        raise CheckpointError(f"{label}: {key!r} has a malformed shape or list of chunks")
+    if len(shape) > _MAX_DIMS or prod(shape) >= _MAX_SIZE:
+        raise UnsafeInputError(f"{label}: {key!r} claims the impossible shape {shape}")
+    return dtype, shape, boxes
+
+
+def _path(value: Any) -> tuple[str, ...] | None:
+    """The nested keys of a flat key; DCP also has list indices among them."""
+    if not isinstance(value, tuple) or not value:
+        return None
+    return tuple(str(part) for part in value if isinstance(part, (str, int)))
+
+
+def _are_sizes(values: tuple[Any, ...]) -> bool:
+    for value in values:
+        if type(value) is not int or not 0 <= value < _MAX_SIZE:
+            return False
+    return True
+
+
+def _chunks(
+    key: str, boxes: list[Any], places: dict[tuple[int, ...] | None, Any], label: str
+) -> Iterator[Chunk]:
+    # About a million rounds for the largest models: no function call in here that can be spared.
+    checked_infos: dict[str, str] = {}
+    for box in boxes:
+        if type(box) is not _ChunkBox:
+            raise CheckpointError(f"{label}: {key!r} has a chunk that is not one")
+        fields = box.__dict__
+        offsets, sizes = fields.get("offsets"), fields.get("sizes")
+        if type(offsets) is not tuple or type(sizes) is not tuple or not _are_sizes(sizes):
+            raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
+        info = places.get(offsets)
+        if type(info) is not _StorageInfo:
+            if 0 in sizes:
+                continue  # nothing to store, and some writers do not
+            raise CheckpointError(
+                f"{label}: the chunk of {key!r} at {offsets} is stored nowhere"[:500],
+                "The save was incomplete; use an earlier step.",
+            )
+        info_fields = info.__dict__
+        file, offset, length = (
+            info_fields.get("relative_path"),
+            info_fields.get("offset"),
+            info_fields.get("length"),
+        )
+        if type(file) is not str or not _are_sizes((offset, length)):
+            raise CheckpointError(f"{label}: {key!r} has a malformed place in a file")
+        if file not in checked_infos:
+            checked_infos[file] = safe_relative_path(file, label)
+        yield Chunk(
+            offsets,
+            sizes,
+            checked_infos[file],
+            offset,
+            length,
+            _codecs(info_fields.get("transform_descriptors"), key, label),
+        )
+
+
+def _codecs(value: Any, key: str, label: str) -> tuple[str, ...]:
+    if not value:
+        return ()
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise CheckpointError(f"{label}: {key!r} has malformed transform_descriptors")
+
+
+def safe_relative_path(path: str, label: str) -> str:
+    """`path` if it cannot leave the folder on any system.
+
+    Raises:
+        UnsafeInputError: it is absolute, has a drive, `..` or a NUL, or is empty.
+    """
+    windows = PureWindowsPath(path)
+    unsafe = (
+        not path
+        or "\0" in path
+        or PurePosixPath(path).is_absolute()
+        or windows.drive
+        or windows.root
+        or ".." in windows.parts
+        or not windows.parts
+    )
+    if unsafe:
+        raise UnsafeInputError(
+            f"{label}: refused the data file path {path!r}, which may lie outside the checkpoint"[:500],
+            "Nothing was read from it. Do not use this checkpoint unless you know who wrote it.",
+        )
+    return path
+
+
+def _add_safetensors(merged: _Merged, path: Path, digest: Any) -> None:
+    with path.open("rb") as file:
+        tensors, metadata = read_header(file, path.name)
+        file.seek(0)
+        digest.update(file.read(tensors[0].offset if tensors else -1))
+    info = _sharding_info(metadata, path.name)
+    for tensor in tensors:
+        offsets = _saved_offsets(info.get(tensor.name), tensor, path.name)
+        chunk = Chunk(
+            offsets, tensor.shape, path.name, tensor.offset, tensor.size_bytes, is_record=False
+        )
+        extent = tuple(map(int.__add__, offsets, tensor.shape))
+        merged.add(tensor.name, tensor.dtype.name, extent, None, [chunk], grow=True)
+
+
+def _sharding_info(metadata: dict[str, str], label: str) -> dict[str, Any]:
+    try:
+        info = json.loads(metadata.get(_SHARDING_INFO, "{}"))
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{label}: {_SHARDING_INFO} in the header is not a JSON object")
+    return info
+
+
+def _saved_offsets(entry: Any, tensor: HeaderTensor, label: str) -> tuple[int, ...]:
+    if entry is None:
+        return (0,) * len(tensor.shape)
+    offsets = entry.get("saved_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != len(tensor.shape):
+        raise CheckpointError(f"{label}: {_SHARDING_INFO} of {tensor.name!r} is malformed")
+    if not _are_sizes(tuple(offsets)):
+        raise CheckpointError(f"{label}: {_SHARDING_INFO} of {tensor.name!r} is malformed")
+    return tuple(offsets)

@@ -1,0 +1,491 @@
+"""Where the elements of a stored chunk lie, and reading them.
+
+A chunk is stored in one of three ways, told apart by its first bytes:
+
+- a `torch.save` record: a zip without compression inside the data file. Its entries are walked
+  from the front (`data.pkl`, `byteorder`, then the payload `data/0`), which takes one small read,
+  and works on a compressed stream too, where the directory at the end is out of reach;
+- that record, compressed (``stream.zstd/1``): read forward as a stream;
+- an entry of a safetensors data file, found by its key.
+
+Nothing is unpickled but by `hubmerge.checkpoint.unpickle`, and every size is checked against the
+chunk's own box and the file before a byte is read. Errors name the file and the tensor.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+from hubmerge.checkpoint.model import Chunk
+from hubmerge.checkpoint.unpickle import Inert, load
+from hubmerge.dtypes import BY_NAME, DType
+from hubmerge.errors import CheckpointError, DamagedFileError, HubmergeError, UnsafeInputError
+from hubmerge.safetensors_header import HeaderTensor, read_header
+
+# torch pads entries to 64 bytes and `data.pkl` of one tensor has about 200: the payload starts
+# within the first KB. A subclass with much in its pickle is refused anyway.
+_HEAD_BYTES = 64 * 1024
+_FIRST_READ_BYTES = 4096
+
+# Files kept open at a time; clusters often allow 1,024 for all.
+_MAX_OPEN_FILES = 256
+
+# A sample of a file, evenly spread over it.
+_SAMPLES = 5
+_SAMPLE_BYTES = 4096
+
+
+class Source(Protocol):
+    """Bytes that can be read at an offset (cheaply only forward, for a compressed record)."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `offset` on."""
+
+    def view(self, offset: int, length: int) -> memoryview | mmap.mmap:
+        """The bytes from `offset` on, without a promise about memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The elements of a chunk.
+
+    Attributes:
+        source, offset: where the first element is.
+        strides: in elements, where they are not row-major (channels_last); else None.
+        extent: elements from the first to the last, both included.
+    """
+
+    source: Source
+    offset: int
+    strides: tuple[int, ...] | None
+    extent: int
+
+
+class _File:
+    """A data file, open for reading; closed when nobody holds it."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UnsafeInputError(
+                f"{name}: refused, the link leads outside the checkpoint",
+                "Copy the file into the checkpoint's folder.",
+            )
+        try:
+            # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DamagedFileError(name, "the data file is missing") from None
+        except OSError as error:
+            raise DamagedFileError(name, f"cannot be opened: {error.strerror}") from None
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsafeInputError(f"{name}: refused, it is not a regular file")
+        self.size = status.st_size
+        self.lock = threading.Lock()
+        self.safetensors: dict[str, HeaderTensor] | None = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise DamagedFileError(self.name, f"cannot be read: {error.strerror}") from None
+            if count == 0:
+                raise DamagedFileError(
+                    self.name,
+                    "became shorter while it was read",
+                    expected_bytes=offset + len(buffer),
+                    actual_bytes=offset + done,
+                )
+            done += count
+
+    def view(self, offset: int, length: int) -> memoryview:
+        # Not closed by hand: the view keeps it alive, and the last holder drops it.
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(
+            self._fd, length + offset - start, access=mmap.ACCESS_COPY, offset=start
+        )
+        return memoryview(mapped)[offset - start :]
+
+
+class _Stream:
+    """A record behind codecs: decompressed forward, from the start again for a step back."""
+
+    def __init__(self, open_stream: Callable[[], Any], name: str) -> None:
+        self._open, self._name = open_stream, name
+        self._stream, self._position = open_stream(), 0
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset < self._position:
+            self._stream, self._position = self._open(), 0
+        while self._position < offset:
+            self._position += len(self._read(min(offset - self._position, 1 << 20)))
+        done = 0
+        while done < len(buffer):
+            piece = self._read(len(buffer) - done)
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+        self._position += done
+
+    def view(self, offset: int, length: int) -> memoryview:
+        buffer = memoryview(bytearray(length))
+        self.read_into(offset, buffer)
+        return buffer
+
+    def _read(self, size: int) -> bytes:
+        try:
+            piece: bytes = self._stream.read(size)
+        except HubmergeError:
+            raise
+        except Exception as error:  # zstandard has its own exception, and it is optional
+            raise DamagedFileError(self._name, f"cannot be decompressed: {error}") from None
+        if not piece:
+            raise DamagedFileError(self._name, "the compressed record ends too early")
+        return piece
+
+
+class _Slice:
+    """A file-like view of one record, for the decompressor."""
+
+    def __init__(self, file: _File, offset: int, length: int) -> None:
+        self._file, self._position, self._end = file, offset, offset + length
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._end - self._position
+        buffer = bytearray(left if size < 0 else min(size, left))
+        self._file.read_into(self._position, memoryview(buffer))
+        self._position += len(buffer)
+        return bytes(buffer)
+
+
+def _zstd(source: _Slice) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise CheckpointError(
+            "the checkpoint is compressed with zstd, and zstandard is not installed",
+            "Install it: pip install 'hubmerge[zstd]'",
+        ) from None
+    # A window beyond this would be allocated because the file says so.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+    return decompressor.stream_reader(source, read_across_frames=True)
+
+
+_CODECS: dict[str, Callable[[Any], Any]] = {"stream.zstd/1": _zstd}
+
+
+class DataFiles:
+    """The data files of one checkpoint; safe to use from many threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: OrderedDict[str, _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def file(self, name: str) -> _File:
+        with self._lock:
+            file = self._open.pop(name, None) or _File(self._folder, name)
+            self._open[name] = file
+            if len(self._open) > _MAX_OPEN_FILES:
+                self._open.popitem(last=False)
+        return file
+
+    def check_sizes(self, expected_bytes: dict[str, int]) -> None:
+        """Prove that each file is there, regular, and long enough, before any work is done.
+
+        Raises:
+            DamagedFileError, UnsafeInputError: one is not.
+        """
+        for name, size in expected_bytes.items():
+            actual = self.file(name).size
+            if actual < size:
+                raise DamagedFileError(
+                    name, "the file is too short", expected_bytes=size, actual_bytes=actual
+                )
+
+    def starts_with_record(self, name: str) -> bool:
+        """Does the file begin with a `torch.save` record, and not as safetensors files do?"""
+        file = self.file(name)
+        prefix = bytearray(min(4, file.size))
+        file.read_into(0, memoryview(prefix))
+        return prefix == b"PK\x03\x04"
+
+    def sample(self, name: str) -> bytes:
+        """Name, size and a few KB of a file: enough to tell two checkpoints apart."""
+        file = self.file(name)
+        pieces = [f"{name}\0{file.size}\0".encode()]
+        for place in range(_SAMPLES):
+            offset = (file.size - _SAMPLE_BYTES) * place // (_SAMPLES - 1)
+            piece = bytearray(min(_SAMPLE_BYTES, file.size))
+            file.read_into(max(0, offset), memoryview(piece))
+            pieces.append(bytes(piece))
+        return b"".join(pieces)
+
+    def payload(self, chunk: Chunk, key: str, dtype: DType) -> Payload:
+        """Find the elements of `chunk`, a piece of the tensor `key`.
+
+        Raises:
+            DamagedFileError: what is stored there is not that chunk.
+            UnsafeInputError: the record names something to execute.
+        """
+        file = self.file(chunk.file)
+        if not chunk.is_record:
+            return Payload(file, chunk.offset, None, prod(chunk.sizes))
+        if not chunk.codecs and not self.starts_with_record(chunk.file):
+            return self._safetensors_payload(file, chunk, key, dtype)
+        try:
+            return _record_payload(file, chunk, dtype)
+        except DamagedFileError as error:
+            if error.key is not None:
+                raise
+            raise DamagedFileError(
+                chunk.file, str(error).removeprefix(f"{chunk.file}: "), key=key
+            ) from None
+
+    @staticmethod
+    def _safetensors_payload(file: _File, chunk: Chunk, key: str, dtype: DType) -> Payload:
+        with file.lock:
+            if file.safetensors is None:
+                with open(os.dup(file._fd), "rb") as opened:
+                    entries, _ = read_header(opened, file.name)
+                file.safetensors = {entry.name: entry for entry in entries}
+        entry = file.safetensors.get(key)
+        if entry is None:
+            raise DamagedFileError(file.name, "the tensor is not in it", key=key)
+        if (entry.dtype, entry.shape) != (dtype, chunk.sizes):
+            raise DamagedFileError(
+                file.name,
+                f"holds {entry.dtype.name} {entry.shape} instead of {dtype.name} {chunk.sizes}",
+                key=key,
+            )
+        return Payload(file, entry.offset, None, prod(chunk.sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before the payload of a record; offsets from the start of the record."""
+
+    pickle: bytes
+    byteorder: bytes
+    payload_name: str
+    payload_offset: int
+
+
+def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
+    head = _read_head(file, chunk)
+    if head.byteorder not in (b"", b"little"):
+        raise DamagedFileError(file.name, f"the record's byte order is {head.byteorder!r}")
+    offset, strides, storage_bytes = _check_tensor(head, chunk, dtype, file.name)
+    extent = 1 + sum((n - 1) * s for n, s in zip(chunk.sizes, strides, strict=True))
+    if 0 in chunk.sizes:
+        extent = 0
+    needed_bytes = (offset + extent) * dtype.itemsize
+    payload_end = head.payload_offset + storage_bytes
+    if needed_bytes > storage_bytes or (not chunk.codecs and payload_end > chunk.length):
+        raise DamagedFileError(
+            file.name,
+            "the record is too short for its tensor",
+            expected_bytes=max(needed_bytes, storage_bytes),
+            actual_bytes=min(storage_bytes, chunk.length - head.payload_offset),
+        )
+    if chunk.codecs:
+        source: Source = _Stream(lambda: _decoded(file, chunk), file.name)
+        start = 0
+    else:
+        source, start = file, chunk.offset
+        _check_descriptor(file, chunk, head.payload_offset, storage_bytes)
+    first = start + head.payload_offset + offset * dtype.itemsize
+    return Payload(
+        source, first, None if _is_row_major(chunk.sizes, strides) else strides, extent
+    )
+
+
+def _decoded(file: _File, chunk: Chunk) -> Any:
+    stream: Any = _Slice(file, chunk.offset, chunk.length)
+    for name in chunk.codecs:
+        codec = _CODECS.get(name)
+        if codec is None:
+            raise CheckpointError(
+                f"{file.name}: stored through {name!r}, which is unknown",
+                f"Known are: {', '.join(_CODECS)}. Save the checkpoint without that extension.",
+            )
+        stream = codec(stream)
+    return stream
+
+
+def _read_front(file: _File, chunk: Chunk, size: int) -> bytes:
+    """The first `size` bytes of the record, decoded; fewer where it is shorter."""
+    if not chunk.codecs:
+        return _Slice(file, chunk.offset, chunk.length).read(size)
+    stream = _decoded(file, chunk)
+    front = b""
+    try:
+        while len(front) < size and (piece := stream.read(size - len(front))):
+            front += piece
+    except HubmergeError:
+        raise
+    except Exception as error:  # zstandard has its own exception, and it is optional
+        raise DamagedFileError(file.name, f"cannot be decompressed: {error}") from None
+    return front
+
+
+def _read_head(file: _File, chunk: Chunk) -> _Head:
+    for size in (_FIRST_READ_BYTES, _HEAD_BYTES):
+        head = _walk_head(_read_front(file, chunk, size), file.name)
+        if head is not None:
+            return head
+    raise DamagedFileError(file.name, "the record has no payload near its start")
+
+
+def _walk_head(data: bytes, label: str) -> _Head | None:
+    """Walk the zip entries in `data`, the front of a record; None where it is not enough."""
+    small: dict[str, bytes] = {}
+    position = 0
+    while len(data) - position >= 30:
+        signature, _, flags, method, _, _, _, packed_bytes, _, name_bytes, extra_bytes = (
+            struct.unpack_from("<4s5H3I2H", data, position)
+        )
+        if signature != b"PK\x03\x04":
+            raise DamagedFileError(label, "the record is not a torch.save zip")
+        if method != 0:
+            raise DamagedFileError(label, "the record's zip is compressed")
+        begin = position + 30 + name_bytes + extra_bytes
+        _, _, name = data[position + 30 :][:name_bytes].decode("latin-1").partition("/")
+        if name.startswith("data/"):
+            return _Head(small.get("data.pkl", b""), small.get("byteorder", b""), name, begin)
+        has_descriptor = bool(flags & 8)  # the size stands behind the entry, not before it
+        end = _find_descriptor(data, begin) if has_descriptor else begin + packed_bytes
+        if end < 0:
+            return None
+        small[name] = data[begin:end]
+        position = end + 16 if has_descriptor else end
+    return None
+
+
+def _find_descriptor(data: bytes, begin: int) -> int:
+    """The end of the entry that begins at `begin`, told by the descriptor that repeats its size."""
+    end = data.find(b"PK\x07\x08", begin)
+    while end >= 0 and len(data) >= end + 16:
+        if struct.unpack_from("<I", data, end + 8)[0] == end - begin:
+            return end
+        end = data.find(b"PK\x07\x08", end + 1)
+    return -1
+
+
+def _check_descriptor(file: _File, chunk: Chunk, begin: int, size: int) -> None:
+    """What follows the payload must say that it was that long."""
+    data = bytearray(min(24, chunk.length - begin - size))
+    file.read_into(chunk.offset + begin + size, memoryview(data))
+    if data[:4] == b"PK\x03\x04" and size == 0:
+        return
+    sizes = {int.from_bytes(data[8:12], "little"), int.from_bytes(data[8:16], "little")}
+    if data[:4] != b"PK\x07\x08" or size not in sizes:
+        raise DamagedFileError(file.name, "the record's zip structure is damaged")
+
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+}
+
+
+class _RebuildTensor(Inert):
+    pass
+
+
+class _RebuildParameter(Inert):
+    pass
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _RebuildTensor,
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter,
+    ("torch.storage", "UntypedStorage"): "untyped",
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): dict,
+    **{("torch", storage): dtype for storage, dtype in _STORAGE_DTYPES.items()},
+}
+
+
+def _dtype_name(module: str, name: str) -> str | None:
+    return name if module == "torch" and name in BY_NAME else None
+
+
+def _check_tensor(
+    head: _Head, chunk: Chunk, dtype: DType, label: str
+) -> tuple[int, tuple[int, ...], int]:
+    """Check that the record's pickle describes this chunk.
+
+    Returns:
+        Offset and strides in the storage, in elements, and the storage's size in bytes.
+    """
+    # A persistent id is ("storage", its type, its entry's name, device, elements).
+    value = load(head.pickle, f"{label} (data.pkl)", _STAND_INS, _dtype_name, _storage)
+    if isinstance(value, _RebuildParameter) and value.args:
+        value = value.args[0]
+    args = value.args if isinstance(value, _RebuildTensor) else ()
+    if len(args) < 6 or not isinstance(args[0], _Storage):
+        raise DamagedFileError(label, "the record does not hold a plain tensor")
+    storage, offset, sizes, strides = args[:4]
+    # _rebuild_tensor_v3 names the dtype in its seventh argument; v2's storage has it.
+    is_untyped = storage.dtype == "untyped"
+    found = (args[6] if len(args) > 6 else None) if is_untyped else storage.dtype
+    if (found, sizes) != (dtype.name, chunk.sizes) or f"data/{storage.name}" != head.payload_name:
+        raise DamagedFileError(
+            label, f"the record holds {found} {sizes} instead of {dtype.name} {chunk.sizes}"[:300]
+        )
+    if any(isinstance(flags, dict) and any(flags.values()) for flags in args[6:]):
+        raise DamagedFileError(label, "the record's tensor is a conjugated or negated view")
+    numbers = (offset, storage.count, *strides) if isinstance(strides, tuple) else (None,)
+    if len(numbers) != 2 + len(sizes) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+        raise DamagedFileError(label, "the record's strides are malformed")
+    return offset, strides, storage.count * (1 if is_untyped else dtype.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    dtype: Any
+    name: Any
+    count: Any
+
+
+def _storage(pid: Any) -> _Storage | None:
+    if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
+        return _Storage(pid[1], pid[2], pid[4])
+    return None
+
+
+def _is_row_major(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return 0 in sizes
+        expected *= size
+    return True

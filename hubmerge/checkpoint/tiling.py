@@ -1,0 +1,85 @@
+"""Proof that the stored chunks of a tensor cover it: no gap, no overlap, by arithmetic alone.
+
+A missing chunk would leave random weights in a model that loads without an error, so nothing is
+converted without this proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hubmerge.checkpoint.model import Chunk, StoredTensor
+from hubmerge.errors import CheckpointError
+
+# Real shardings are cut once per mesh dimension. The bound keeps a hostile one from costing
+# quadratic time.
+_MAX_CUTS_DEEP = 32
+
+
+def covering_chunks(tensor: StoredTensor) -> list[Chunk]:
+    """The chunks of `tensor` that hold elements, proved to tile it exactly, in row-major order.
+
+    Raises:
+        CheckpointError: they leave a gap, overlap, or reach beyond the tensor.
+    """
+    rank = len(tensor.shape)
+    chunks = []
+    for chunk in tensor.chunks:
+        if len(chunk.offsets) != rank or len(chunk.sizes) != rank:
+            raise CheckpointError(
+                f"{tensor.key!r} has {rank} dimensions, its chunk at {chunk.offsets} has not"[:300]
+            )
+        if 0 not in chunk.sizes:
+            chunks.append(chunk)
+    if 0 in tensor.shape and not chunks:
+        return []
+    if not _tiles(chunks, (0,) * rank, tensor.shape, 0):
+        raise CheckpointError(
+            f"the stored chunks of {tensor.key!r} do not cover its shape {tensor.shape} exactly: "
+            "they leave a gap or overlap",
+            "A rank's part is missing or was saved twice; use another step.",
+        )
+    chunks.sort()
+    return chunks
+
+
+def _tiles(
+    chunks: Sequence[Chunk], low: tuple[int, ...], high: tuple[int, ...], depth: int
+) -> bool:
+    """Do `chunks` tile the box from `low` to `high`? Cut it where no chunk is cut, and recurse."""
+    if len(chunks) == 1:
+        offsets, sizes = chunks[0][:2]
+        return offsets == low and tuple(map(int.__add__, offsets, sizes)) == high
+    if depth > _MAX_CUTS_DEEP:
+        return False
+    for dim in range(len(low)):
+        groups = _cut(chunks, dim)
+        if len(groups) > 1:
+            break
+    else:
+        return False  # none, or chunks that overlap, or interlock as no sharding does
+    edge = low[dim]
+    for start, stop, group in groups:
+        if start != edge:
+            return False
+        group_low = (*low[:dim], start, *low[dim + 1 :])
+        group_high = (*high[:dim], stop, *high[dim + 1 :])
+        if not _tiles(group, group_low, group_high, depth + 1):
+            return False
+        edge = stop
+    return edge == high[dim]
+
+
+def _cut(chunks: Sequence[Chunk], dim: int) -> list[tuple[int, int, list[Chunk]]]:
+    """Group `chunks` into slices along `dim` that no chunk crosses: (start, stop, group)."""
+    groups: list[tuple[int, int, list[Chunk]]] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offsets[dim]):
+        start = chunk.offsets[dim]
+        stop = start + chunk.sizes[dim]
+        if groups and start < groups[-1][1]:
+            first, last, group = groups[-1]
+            group.append(chunk)
+            groups[-1] = (first, max(last, stop), group)
+        else:
+            groups.append((start, stop, [chunk]))
+    return groups

@@ -1,0 +1,178 @@
+"""Reading the two pickles of a checkpoint without executing anything from them.
+
+`.metadata` and the `data.pkl` of each record are pickles, and a pickle is a program: it names
+callables and calls them. Here a name is looked up in a table of stand-ins that the caller gives,
+never imported; what is not in the table is refused. The stand-ins are inert: they hold what they
+are given and do nothing.
+
+The opcodes are walked once before that, because the C unpickler allocates what some of them ask
+for before it looks at how much there is (a memo index of 2**31 costs 32 GB). The walk also refuses
+every opcode that torch's writers never use.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hubmerge.errors import CheckpointError, UnsafeInputError
+
+
+class _Sealed(type):
+    """Metaclass of stand-ins: a pickle must not leave anything on a class that outlives it."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"the pickle tries to set {cls.__name__}.{name}")
+
+
+class Inert(metaclass=_Sealed):
+    """Stands in for any class or function: takes all arguments, keeps the state, does nothing.
+
+    A state that is a dict lands in the instance's attributes (the unpickler does that itself); any
+    other lands in ``state``.
+    """
+
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> Inert:
+        self = object.__new__(cls)
+        if args:
+            self.__dict__["args"] = args
+        return self
+
+
+class InertWithState(Inert):
+    """For classes whose ``__getstate__`` gives something else than a dict."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__["state"] = state
+
+
+# Opcodes that torch's writers use, by the bytes that follow them. A run without text is matched
+# in one go, since a checkpoint of a million chunks has a hundred million opcodes. The bound on the
+# repeats keeps the matcher's own memory small.
+_RUN = re.compile(
+    rb"(?:[\x93\x94})(\x81RbN\x88\x89t\x85\x86\x87\]aesu0\x8f\x90Q]+"
+    rb"|[Khq\x80]."
+    rb"|M.."
+    rb"|[Jj].{4}"
+    rb"|[G\x95].{8}"
+    rb"){0,4096}",
+    re.DOTALL,
+)
+_LENGTH_BYTES = {
+    0x8C: 1,  # SHORT_BINUNICODE
+    0x58: 4,  # BINUNICODE
+    0x8D: 8,  # BINUNICODE8
+    0x43: 1,  # SHORT_BINBYTES
+    0x42: 4,  # BINBYTES
+    0x8A: 1,  # LONG1
+}
+_GLOBAL, _LONG_BINPUT, _STOP = 0x63, 0x72, 0x2E
+_IN_RUN_WITH_OPERAND = b"Khq\x80MJjG\x95"
+
+
+def _check_opcodes(data: bytes, label: str) -> None:
+    """Walk all opcodes: only known ones, no length beyond the data, no memo index beyond it."""
+    position, end = 0, len(data)
+    while position < end:
+        run = _RUN.match(data, position)
+        if run and run.end() > position:
+            position = run.end()
+            continue
+        opcode = data[position]
+        if opcode in _LENGTH_BYTES:
+            start = position + 1 + _LENGTH_BYTES[opcode]
+            position = start + int.from_bytes(data[position + 1 : start], "little")
+        elif opcode == _GLOBAL:
+            module_end = data.find(b"\n", position)
+            name_end = data.find(b"\n", module_end + 1)
+            position = name_end + 1 if position < module_end < name_end else end
+        elif opcode == _LONG_BINPUT:
+            index = int.from_bytes(data[position + 1 : position + 5], "little")
+            if index > end:
+                raise UnsafeInputError(f"{label}: the pickle asks for a memo of {index:,} entries")
+            position += 5
+        elif opcode == _STOP:
+            return
+        elif opcode in _IN_RUN_WITH_OPERAND:
+            break  # its operand lies beyond the end
+        else:
+            raise UnsafeInputError(
+                f"{label}: the pickle has opcode 0x{opcode:02x} at byte {position:,}, "
+                "which no checkpoint needs",
+                "Nothing was executed. Do not use this checkpoint unless you know who wrote it.",
+            )
+    raise CheckpointError(
+        f"{label}: the pickle ends too early, after {end:,} bytes",
+        "The save was interrupted or the copy is incomplete; use an earlier step.",
+    )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Building millions of objects makes the cycle collector walk them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def load(
+    data: bytes,
+    label: str,
+    stand_ins: Mapping[tuple[str, str], Any],
+    other: Callable[[str, str], Any] = lambda _module, _name: None,
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Unpickle `data` with `stand_ins` in place of everything that it names.
+
+    Args:
+        label: the file's name, for messages.
+        stand_ins: what to use for each (module, name).
+        other: asked for a name that `stand_ins` lacks; None means refuse.
+        persistent_load: what to use for persistent ids; without it they are refused.
+
+    Raises:
+        UnsafeInputError: the pickle names anything else, or uses an opcode that none needs.
+        CheckpointError: the pickle is damaged.
+    """
+    _check_opcodes(data, label)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            found = stand_ins.get((module, name))
+            if found is None:
+                found = other(module, name)
+            if found is None:
+                raise UnsafeInputError(
+                    f"{label}: refused to load {module}.{name}, which no checkpoint needs",
+                    "Nothing was executed. If you trust the writer, save the model's plain "
+                    "tensors again with dcp.save.",
+                )
+            return found
+
+        def persistent_load(self, pid: Any) -> Any:
+            if persistent_load is None:
+                raise UnsafeInputError(f"{label}: refused a persistent id")
+            return persistent_load(pid)
+
+    try:
+        with _no_garbage_collection():
+            return Unpickler(io.BytesIO(data)).load()
+    except (UnsafeInputError, CheckpointError):
+        raise
+    except Exception as error:  # whatever a damaged pickle makes the unpickler raise
+        raise CheckpointError(
+            f"{label}: the pickle is damaged ({type(error).__name__}: {error})",
+            "Copy the checkpoint again from where it was written, or use an earlier step.",
+        ) from None

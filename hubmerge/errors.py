@@ -1,0 +1,125 @@
+"""Every error that hubmerge raises, and the exit code that the command gives for it.
+
+::
+
+    HubmergeError                 1   something failed that has no more exact class
+    ├── UsageError                2   an option or a folder that cannot be used as asked
+    ├── CheckpointError           3   the checkpoint is bad, incomplete or not one at all
+    │   ├── NotACheckpointError       no checkpoint in the folder that was given
+    │   ├── DamagedFileError          a data file is missing, too short, or lies about its content
+    │   └── NoModelWeightsError       a checkpoint, but no key in it belongs to a model
+    ├── UnsafeInputError          4   the input asks for something that must never be done
+    ├── TemporaryError            5   the same command, run again, resumes
+    ├── AccessError               6   token or permission
+    ├── NoRoomError               7   not enough disk or memory
+    ├── MismatchError             8   what is stored is not what the checkpoint gives
+    └── TargetChangedError        9   somebody else moved the target branch
+
+The command gives 130 when it is interrupted and 143 when it is terminated.
+
+Each message says what happened and to which file or tensor; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class HubmergeError(Exception):
+    """Base of all errors of hubmerge.
+
+    Args:
+        message: what happened, and to which file or tensor.
+        hint: what to do next, as one sentence; empty where there is nothing to add.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(HubmergeError):
+    """An option or a folder cannot be used as asked."""
+
+    exit_code = 2
+
+
+class CheckpointError(HubmergeError):
+    """The checkpoint is bad or incomplete."""
+
+    exit_code = 3
+
+
+class NotACheckpointError(CheckpointError):
+    """There is no checkpoint in the folder that was given."""
+
+
+class NoModelWeightsError(CheckpointError):
+    """The checkpoint has no key that belongs to a model."""
+
+
+class DamagedFileError(CheckpointError):
+    """A data file is missing, too short, or does not hold what `.metadata` says.
+
+    Args:
+        file: the file's path relative to the checkpoint.
+        problem: what is wrong with it.
+        key: the tensor that cannot be read because of it.
+        expected_bytes, actual_bytes: sizes, where a size is what is wrong.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        problem: str,
+        *,
+        key: str | None = None,
+        expected_bytes: int | None = None,
+        actual_bytes: int | None = None,
+    ) -> None:
+        message = f"{file}: {problem}"
+        if key is not None:
+            message += f", while reading {key!r}"
+        if expected_bytes is not None:
+            message += f" (expected {expected_bytes:,} bytes, found {actual_bytes or 0:,})"
+        super().__init__(
+            message, "Copy the checkpoint again from where it was written, or use an earlier step."
+        )
+        self.file = file
+        self.key = key
+
+
+class UnsafeInputError(HubmergeError):
+    """The input asks for something that must never be done; nothing was executed."""
+
+    exit_code = 4
+
+
+class TemporaryError(HubmergeError):
+    """A passing fault outlasted the bounded retries; the same command resumes."""
+
+    exit_code = 5
+
+
+class AccessError(HubmergeError):
+    """The token is missing, revoked, or may not do what was asked."""
+
+    exit_code = 6
+
+
+class NoRoomError(HubmergeError):
+    """There is not enough disk or memory."""
+
+    exit_code = 7
+
+
+class MismatchError(HubmergeError):
+    """Stored bytes are not those that the checkpoint gives."""
+
+    exit_code = 8
+
+
+class TargetChangedError(HubmergeError):
+    """The target branch was moved by somebody else since the run began."""
+
+    exit_code = 9

@@ -1,0 +1,108 @@
+"""What is in a checkpoint, for a person who wants to know before converting it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from hubmerge.checkpoint.model import Checkpoint, StoredTensor
+from hubmerge.checkpoint.records import DataFiles
+from hubmerge.errors import HubmergeError, NoModelWeightsError
+from hubmerge.names.rules import name_weights
+
+_RANK = re.compile(r"__(\d+)_\d+\.distcp|shard-(\d+)-.*\.safetensors")
+_LARGEST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All entries under one top-level key; `size_bytes` as stored."""
+
+    key: str
+    tensors: int
+    objects: int
+    parameters: int
+    size_bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A summary of a checkpoint."""
+
+    load_dir: str
+    groups: tuple[Group, ...]
+    ranks: int
+    files: int
+    file_bytes: int
+    format: str
+    layout: str
+    largest: tuple[dict[str, object], ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Summarize `checkpoint`; reads only the first bytes of one data file."""
+    tensors = sorted(checkpoint.tensors.values(), key=lambda t: t.size_bytes, reverse=True)
+    ranks = {next(filter(None, m.groups())) for m in map(_RANK.fullmatch, checkpoint.files) if m}
+    return Inspection(
+        load_dir=str(checkpoint.folder),
+        groups=tuple(_groups(checkpoint)),
+        ranks=len(ranks),
+        files=len(checkpoint.files),
+        file_bytes=sum(checkpoint.files.values()),
+        format=_format(checkpoint),
+        layout=_layout(checkpoint),
+        largest=tuple(
+            {"key": t.key, "shape": t.shape, "dtype": t.dtype, "size_bytes": t.size_bytes}
+            for t in tensors[:_LARGEST]
+        ),
+    )
+
+
+def _groups(checkpoint: Checkpoint) -> list[Group]:
+    by_root: dict[str, list[StoredTensor]] = {}
+    for tensor in checkpoint.tensors.values():
+        root = tensor.path[0] if tensor.path and len(tensor.path) > 1 else tensor.key
+        by_root.setdefault(root.partition(".")[0], []).append(tensor)
+    objects = Counter(key.partition(".")[0] for key in checkpoint.objects)
+    groups = []
+    for root in dict.fromkeys([*by_root, *objects]):
+        tensors = by_root.get(root, [])
+        dtypes = Counter(t.dtype for t in tensors)
+        groups.append(
+            Group(
+                root,
+                len(tensors),
+                objects[root],
+                sum(t.parameters for t in tensors),
+                sum(t.size_bytes for t in tensors),
+                tuple(dtype for dtype, _ in dtypes.most_common()),
+            )
+        )
+    return sorted(groups, key=lambda group: group.size_bytes, reverse=True)
+
+
+def _format(checkpoint: Checkpoint) -> str:
+    chunks = [t.chunks[0] for t in checkpoint.tensors.values() if t.chunks]
+    codecs = {codec for chunk in chunks for codec in chunk.codecs}
+    if codecs:
+        return f"torch.save records, {', '.join(sorted(codecs))}"
+    if not chunks or not chunks[0].is_record:
+        return "safetensors"
+    try:
+        is_zip = DataFiles(checkpoint.folder).starts_with_record(chunks[0].file)
+    except HubmergeError as error:
+        return f"unknown ({error})"
+    return "torch.save records" if is_zip else "safetensors"
+
+
+def _layout(checkpoint: Checkpoint) -> str:
+    try:
+        return name_weights(checkpoint).layout
+    except NoModelWeightsError:
+        return "no model weights"

@@ -1,0 +1,1 @@
+"""Checkpoint keys become Hub names."""
