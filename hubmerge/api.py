@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from hubmerge.assets import Assets, collect_assets
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.convert import ConvertResult, convert_plan
+from hubmerge.errors import UsageError
 from hubmerge.inspection import Inspection, inspect_checkpoint
+from hubmerge.names.options import AUTOMATIC, NamingOptions
 from hubmerge.names.rules import name_weights
 from hubmerge.plan import DEFAULT_SHARD_SIZE, Plan, make_plan
 from hubmerge.progress import SILENT, Progress
+from hubmerge.publish.card import CARD, CardOptions
+from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
+from hubmerge.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PlanOptions(TypedDict, total=False):
+    """What decides the published files; the keyword arguments of `plan`, `convert` and `push`.
+
+    Attributes:
+        model_assets_dir: where config, tokenizer and the like are copied from.
+        shard_size: bytes of tensors that one file holds at most (2,000,000,000).
+        dtype: ``bfloat16`` (the default), ``float16``, ``float32``, or ``auto`` for as stored.
+            Integers and bools are never cast.
+        naming: where the user knows better than the tool which tensor is what.
+        license: the model's license, for its card.
+        card: a model card of the user's own; its text stays, missing metadata is filled in.
+    """
+
+    model_assets_dir: str | Path | None
+    shard_size: int
+    dtype: str
+    naming: NamingOptions
+    license: str | None
+    card: str | Path | None
 
 
 def inspect(load_dir: str | Path) -> Inspection:
@@ -22,49 +52,125 @@ def inspect(load_dir: str | Path) -> Inspection:
     return inspect_checkpoint(read_checkpoint(Path(load_dir)))
 
 
-def plan(
-    load_dir: str | Path,
-    *,
-    model_assets_dir: str | Path | None = None,
-    shard_size: int = DEFAULT_SHARD_SIZE,
-    dtype: str = "bfloat16",
-) -> tuple[Plan, Assets]:
-    """What `convert` would write; no data file is read. Arguments and errors as there."""
+def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, Assets]:
+    """What `convert` and `push` would write; no tensor is read. See `PlanOptions`."""
     checkpoint = read_checkpoint(Path(load_dir))
-    planned = make_plan(checkpoint, name_weights(checkpoint), dtype=dtype, shard_size=shard_size)
-    assets_dir = Path(model_assets_dir) if model_assets_dir is not None else None
-    return planned, collect_assets(assets_dir, planned.main_dtype)
+    planned = make_plan(
+        checkpoint,
+        name_weights(checkpoint),
+        dtype=options.get("dtype", "bfloat16"),
+        shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
+    )
+    return planned, collect_assets(_assets_dir(options), planned.main_dtype)
 
 
 def convert(
     load_dir: str | Path,
     save_dir: str | Path | None = None,
     *,
-    model_assets_dir: str | Path | None = None,
-    shard_size: int = DEFAULT_SHARD_SIZE,
-    dtype: str = "bfloat16",
     overwrite: bool = False,
     progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
+    **options: Unpack[PlanOptions],
 ) -> ConvertResult:
     """Convert a distributed checkpoint into a folder that `from_pretrained` loads.
+
+    The folder is exactly what `push` would publish.
 
     Args:
         load_dir: the folder with `.metadata` and the data files; never modified, but for
             `save_dir` if that is inside it.
         save_dir: `hf_ckpt` inside `load_dir` if None.
-        model_assets_dir: where config, tokenizer and the like are copied from.
-        shard_size: bytes of tensors that one file holds at most.
-        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for as stored. Integers and
-            bools are never cast.
         overwrite: replace a model that `save_dir` already holds.
         progress: told what happens; silent by default.
+        ranks: the processes that share the work; each of them calls this.
+        options: see `PlanOptions`.
 
     Raises:
         HubmergeError: one of the tree in `hubmerge.errors`. An incomplete file never has its final
             name, and a folder never has an index before it is complete.
     """
-    planned, assets = plan(
-        load_dir, model_assets_dir=model_assets_dir, shard_size=shard_size, dtype=dtype
+    planned, assets = plan(load_dir, **options)
+    return convert_plan(
+        planned,
+        assets,
+        Path(save_dir) if save_dir is not None else Path(load_dir) / "hf_ckpt",
+        card=_card_options(options),
+        overwrite=overwrite,
+        progress=progress,
+        ranks=ranks,
     )
-    target = Path(save_dir) if save_dir is not None else Path(load_dir) / "hf_ckpt"
-    return convert_plan(planned, assets, target, overwrite=overwrite, progress=progress)
+
+
+def push(
+    load_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str = DEFAULT_BRANCH,
+    create_pr: bool = False,
+    tag: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    token: str | None = None,
+    staging_dir: str | Path | None = None,
+    max_disk: int | None = None,
+    clean: bool = False,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
+    **options: Unpack[PlanOptions],
+) -> PushResult:
+    """Convert a distributed checkpoint and publish it on the Hub in one atomic commit.
+
+    Args:
+        load_dir: as in `convert`.
+        repo_id: ``ORG/NAME``; created if missing.
+        private: create it private.
+        revision: the branch that is moved, once; created if missing.
+        create_pr: open a pull request with that one commit instead.
+        tag: a tag for the commit.
+        token: None means the stored login.
+        staging_dir: where finished shards stand until they are uploaded.
+        max_disk: bytes that `staging_dir` ever holds; two shards if None.
+        clean: remove staging branches that other, unfinished runs left.
+        progress, ranks, options: as in `convert`.
+
+    Raises:
+        HubmergeError: one of the tree in `hubmerge.errors`; the branch is then as it was, and the
+            same call resumes.
+    """
+    planned, assets = plan(load_dir, **options)
+    push_options = PushOptions(
+        repo_id=repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        tag=tag,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        token=token,
+        staging_dir=Path(staging_dir) if staging_dir is not None else None,
+        max_disk=max_disk,
+        clean=clean,
+        card=_card_options(options),
+    )
+    return push_plan(planned, assets, push_options, progress, ranks)
+
+
+def _assets_dir(options: PlanOptions) -> Path | None:
+    folder = options.get("model_assets_dir")
+    return Path(folder) if folder is not None else None
+
+
+def _card_options(options: PlanOptions) -> CardOptions:
+    """The card's inputs: the user's own card is `card`, or README.md among the assets."""
+    folder, card = _assets_dir(options), options.get("card")
+    path = Path(card) if card is not None else folder / CARD if folder is not None else None
+    text = None
+    if path is not None and (path.is_file() or card is not None):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path.name}: the model card cannot be read: {error}") from None
+    naming = options.get("naming", AUTOMATIC)
+    return CardOptions(naming.base_model, options.get("license"), text)

@@ -50,12 +50,19 @@ _NAMES = (
 _PATTERNS = ("*.tiktoken", "additional_chat_templates/*.jinja")
 
 # Each may name classes in .py files of the same folder.
-_WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_WITH_AUTO_MAP = (
+    CONFIG,
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
 
 # Larger is no config.
 _MAX_JSON_BYTES = 64 * 2**20
 
-_DTYPE_ENTRY = re.compile(r'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float32|float16|bfloat16)(")')
+_DTYPE_ENTRY = re.compile(
+    r'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float32|float16|bfloat16)(")'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,10 @@ def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
 def _warnings(names: list[str]) -> Iterator[str]:
     if CONFIG not in names:
         yield _without("config.json", "the assets folder has none")
-    if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")) for name in names):
+    if not any(
+        name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece", "tekken"))
+        for name in names
+    ):
         yield "no tokenizer: AutoTokenizer and pipelines cannot be used with the result"
 
 

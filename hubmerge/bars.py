@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
 from hubmerge.progress import Progress
+from hubmerge.report import human_bytes
 
 # Seconds between two lines in a log file.
 _LOG_EVERY_SECONDS = 30.0
 
 
 class Bars(Progress):
-    """Shows a conversion; a context manager. `quiet` shows nothing at all."""
+    """Shows converted bytes and uploaded shards; a context manager. `quiet` shows nothing."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(self, *, quiet: bool, uploads: bool = False) -> None:
+        self._quiet, self._uploads = quiet, uploads
+        self._is_terminal = sys.stderr.isatty()
         self._lock = threading.Lock()
-        self._bytes: tqdm[None] | None = None
+        self._bars: list[tqdm[Any]] = []
+        self._total_bytes = self._done_bytes = 0
+        self._logged = time.monotonic()
 
     def start(self, total_bytes: int, total_shards: int) -> None:
-        if self._quiet:
+        self._total_bytes = total_bytes
+        if self._quiet or not total_bytes:
             return
-        is_terminal = sys.stderr.isatty()
-        self._bytes = tqdm(
-            total=total_bytes,
-            desc=f"Converting {total_shards} file{'s' * (total_shards != 1)}",
-            unit="B",
-            unit_scale=True,
-            file=sys.stderr,
-            mininterval=0.1 if is_terminal else _LOG_EVERY_SECONDS,
-            # A log wants lines, not one line drawn over and over.
-            bar_format=None if is_terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}\n",
-            dynamic_ncols=is_terminal,
-        )
+        if not self._is_terminal:
+            plural = "s" * (total_shards != 1)
+            self._line(f"converting {human_bytes(total_bytes)} in {total_shards} file{plural}")
+            return
+        self._bars = [tqdm(total=total_bytes, desc="Converted", unit="B", unit_scale=True)]
+        if self._uploads:
+            self._bars.append(tqdm(total=total_shards, desc="Uploaded", unit=" files"))
 
     def converted(self, size_bytes: int) -> None:
-        if self._bytes is not None:
-            with self._lock:
-                self._bytes.update(size_bytes)
+        with self._lock:
+            self._done_bytes += size_bytes
+            if self._bars:
+                self._bars[0].update(size_bytes)
+            elif time.monotonic() - self._logged >= _LOG_EVERY_SECONDS:
+                self._logged = time.monotonic()
+                done, total = human_bytes(self._done_bytes), human_bytes(self._total_bytes)
+                self._line(f"converted {done} of {total}")
+
+    def uploaded(self, filename: str) -> None:
+        with self._lock:
+            if self._bars:
+                self._bars[1].update(1)
+            else:
+                self._line(f"uploaded {filename}")
 
     def note(self, text: str) -> None:
         self._line(text)
@@ -62,5 +76,5 @@ class Bars(Progress):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bytes is not None:
-            self._bytes.close()
+        for bar in self._bars:
+            bar.close()

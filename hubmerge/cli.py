@@ -5,9 +5,7 @@ Results go to stdout, everything else to stderr, as with the `hf` command.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -16,33 +14,11 @@ from typing import Any, NoReturn
 
 import click
 
+from hubmerge.cli_options import convert_options, json_option, load_dir_option, push_options
 from hubmerge.errors import HubmergeError, UsageError
+from hubmerge.ranks import ALONE, Ranks, current_ranks
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
-_UNITS = {
-    "b": 1,
-    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", start=1)},
-    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", start=1)},
-}
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes: 2000000000, 2GB, 500MB, 4GiB."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is not a size such as 2000000000, 2GB, 500MB or 4GiB", param, ctx)
-        size = int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
-        if size < 1:
-            self.fail(f"{value!r} is less than one byte", param, ctx)
-        return size
+_RESUMES = "The same command resumes where this run ended."
 
 
 class _Terminated(BaseException):
@@ -58,36 +34,40 @@ def main() -> NoReturn:
     # Blocks are cast in one thread each; idle threads of torch's pool would only cost memory.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
+    ranks = ALONE
     try:
-        code = cli.main(standalone_mode=False, prog_name="hubmerge")
+        ranks = current_ranks()
+        code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=ranks) or 0
     except HubmergeError as error:
         if os.environ.get("HF_DEBUG"):
             raise
-        code = _fail(str(error), error.hint, error.exit_code)
-    except click.UsageError as error:
-        error.show()
-        code = 2
+        ranks.fail(error)
+        code = _fail(ranks, str(error), error.hint, error.exit_code)
     except click.ClickException as error:
-        code = _fail(error.format_message(), "", 2)
+        if ranks.rank == 0:
+            error.show()
+        code = UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted", _RESUMES, 130)
+        code = _fail(ranks, "interrupted", _RESUMES, 130)
     except _Terminated:
-        code = _fail("terminated", _RESUMES, 143)
+        code = _fail(ranks, "terminated", _RESUMES, 143)
     except BrokenPipeError:
         # Whoever read our output has gone; say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.stdout.flush()
-    sys.exit(code or 0)
+    ranks.reported()
+    if code in (130, 143):
+        # Threads may be in the middle of an upload; whoever interrupts does not want to wait.
+        os._exit(code)
+    sys.exit(code)
 
 
-_RESUMES = "The same command resumes where this run ended."
-
-
-def _fail(message: str, hint: str, code: int) -> int:
-    click.echo(f"Error: {message}", err=True)
-    if hint:
-        click.echo(f"Hint: {hint}", err=True)
+def _fail(ranks: Ranks, message: str, hint: str, code: int) -> int:
+    if ranks.rank == 0:
+        click.echo(f"Error: {message}", err=True)
+        if hint:
+            click.echo(f"Hint: {hint}", err=True)
     return code
 
 
@@ -102,102 +82,53 @@ def cli() -> None:
     """
 
 
-_load_dir = click.option(
-    "--load-dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The checkpoint: the folder with .metadata and the .distcp files.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-
-
 @cli.command()
-@_load_dir
-@click.option(
-    "--no-push",
-    is_flag=True,
-    help="Write the folder and leave the Hub alone.",
-)
-@click.option(
-    "--save-dir",
-    type=click.Path(path_type=Path),
-    help="Where the folder is written.  [default: LOAD_DIR/hf_ckpt]",
-)
-@click.option(
-    "--model-assets-dir",
-    type=click.Path(path_type=Path),
-    help="Where config, tokenizer and the like are copied from.",
-)
-@click.option(
-    "--shard-size",
-    type=Size(),
-    default="2GB",
-    show_default=True,
-    help="Bytes of tensors in one file at most: 2000000000, 2GB, 500MB, 4GiB.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32", "auto"]),
-    default="bfloat16",
-    show_default=True,
-    help="What floating tensors become; auto leaves them as stored.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace a model that the folder already holds.")
+@load_dir_option
+@push_options
+@convert_options
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
-@_json
+@json_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
-def push(
-    load_dir: Path,
-    no_push: bool,
-    save_dir: Path | None,
-    model_assets_dir: Path | None,
-    shard_size: int,
-    dtype: str,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Convert a distributed checkpoint to the Hub's format."""
-    from hubmerge import api
+@click.pass_obj
+def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **options: Any) -> None:
+    """Convert a distributed checkpoint and publish it on the Hub, in one atomic commit.
 
-    if not no_push and not dry_run:
-        raise UsageError("pushing needs --repo-id, which this version does not have", "Use --no-push.")
+    With --no-push, write the folder that would have been published.
+    """
+    from hubmerge import api
+    from hubmerge.bars import Bars
+    from hubmerge.cli_options import split_options
+
+    where, what = split_options(options)
     if dry_run:
         from hubmerge.report import plan_to_json, plan_to_text
 
-        planned, assets = api.plan(
-            load_dir, model_assets_dir=model_assets_dir, shard_size=shard_size, dtype=dtype
-        )
-        click.echo(plan_to_json(planned, assets) if as_json else plan_to_text(planned, assets))
+        planned, assets = api.plan(options["load_dir"], **what)
+        if ranks.rank == 0:
+            click.echo(plan_to_json(planned, assets) if as_json else plan_to_text(planned, assets))
         return
-    from hubmerge.bars import Bars
-
-    with Bars(quiet=quiet) as bars:
-        result = api.convert(
-            load_dir,
-            save_dir,
-            model_assets_dir=model_assets_dir,
-            shard_size=shard_size,
-            dtype=dtype,
-            overwrite=overwrite,
-            progress=bars,
-        )
+    result: Any
+    with Bars(quiet=quiet or ranks.rank != 0, uploads=not options["no_push"]) as bars:
+        if options["no_push"]:
+            result = api.convert(
+                options["load_dir"],
+                options["save_dir"],
+                overwrite=options["overwrite"],
+                progress=bars,
+                ranks=ranks,
+                **what,
+            )
+        else:
+            result = api.push(options["load_dir"], progress=bars, ranks=ranks, **where, **what)
         for warning in result.warnings:
             bars.warn(warning)
-    if as_json:
-        click.echo(result.to_json())
-        return
-    click.echo(
-        f"✓ Converted {result.total_parameters:,} parameters into {len(result.shards)} "
-        f"file{'s' * (len(result.shards) != 1)} in {result.seconds:.1f} s"
-    )
-    click.echo(f"path: {result.save_dir}")
+    if ranks.rank == 0:
+        click.echo(result.to_json() if as_json else result.to_text())
 
 
 @cli.command()
-@_load_dir
-@_json
+@load_dir_option
+@json_option
 def inspect(load_dir: Path, as_json: bool) -> None:
     """Show what a checkpoint holds."""
     from hubmerge import api

@@ -11,9 +11,11 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.output_folder import OutputFolder
+from hubmerge.output_folder import OutputFolder, note_shard
 from hubmerge.plan import INDEX_NAME, Plan
 from hubmerge.progress import Progress
+from hubmerge.publish.card import CARD, CardOptions, make_card
+from hubmerge.ranks import ALONE, Ranks
 from hubmerge.shard_writer import WrittenShard, write_shard
 
 
@@ -32,11 +34,24 @@ class ConvertResult:
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "save_dir": str(self.save_dir)})
 
+    def to_text(self) -> str:
+        return (
+            f"✓ Converted {self.total_parameters:,} parameters into {len(self.shards)} "
+            f"file{'s' * (len(self.shards) != 1)} in {self.seconds:.1f} s\npath: {self.save_dir}"
+        )
+
 
 def convert_plan(
-    plan: Plan, assets: Assets, save_dir: Path, *, overwrite: bool, progress: Progress
+    plan: Plan,
+    assets: Assets,
+    save_dir: Path,
+    *,
+    card: CardOptions,
+    overwrite: bool,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> ConvertResult:
-    """Write the planned files and the assets into `save_dir`.
+    """Write the planned files, the assets and the card into `save_dir`.
 
     Raises:
         UsageError: the folder already holds a model and `overwrite` is false.
@@ -46,27 +61,39 @@ def convert_plan(
     began = time.monotonic()
     files = DataFiles(plan.checkpoint.folder)
     files.check_sizes(plan.data_files)
-    small = {asset.name: asset.read() for asset in assets.files}
-    shard_bytes = sum(shard.size_bytes for shard in plan.shards)
-    needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
-    digest = fingerprint(plan, files)
-    with OutputFolder(save_dir, digest, needed_bytes, overwrite=overwrite) as folder:
+    folder = None
+    if ranks.rank == 0:
+        small = {asset.name: asset.read() for asset in assets.files}
+        small[CARD] = make_card(plan, assets.config, card, None).encode()
+        shard_bytes = sum(shard.size_bytes for shard in plan.shards)
+        needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
+        digest = fingerprint(plan, files)
+        folder = OutputFolder(save_dir, digest, needed_bytes, overwrite=overwrite)
         for name, content in small.items():
             folder.write(name, content)
-        progress.start(shard_bytes, len(plan.shards))
-        for shard in plan.shards:
-            if shard.filename in folder.finished:
-                progress.note(f"{shard.filename} is already there, from a run that was cut off")
-                progress.converted(shard.size_bytes)
-            else:
-                folder.add_shard(write_shard(shard, files, save_dir, progress.converted))
+    finished = ranks.gather(dict(folder.finished) if folder else {})[0]
+    todo = ranks.share([shard for shard in plan.shards if shard.filename not in finished])
+    progress.start(sum(shard.size_bytes for shard in todo), len(todo))
+    for name in finished:
+        progress.note(f"{name} is already there, from a run that was cut off")
+
+    def on_bytes(size_bytes: int) -> None:
+        ranks.check()
+        progress.converted(size_bytes)
+
+    mine: dict[str, WrittenShard] = {}
+    for shard in todo:
+        mine[shard.filename] = write_shard(shard, files, save_dir, on_bytes)
+        note_shard(save_dir, mine[shard.filename])
+    for theirs in ranks.gather(mine):
+        finished |= theirs
+    if folder is not None:
         if plan.index is not None:
             folder.write(INDEX_NAME, plan.index)
         folder.complete()
-        shards = tuple(folder.finished[shard.filename] for shard in plan.shards)
     return ConvertResult(
         save_dir=save_dir,
-        shards=shards,
+        shards=tuple(finished[shard.filename] for shard in plan.shards),
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         dropped=tuple(dropped._asdict() for dropped in plan.dropped),

@@ -29,8 +29,10 @@ def run_demo(folder: Path | None, say: Callable[[str], None]) -> None:
         _train(root)
         checkpoint = root / "checkpoint"
         held = hubmerge.inspect(checkpoint)
-        say(f"   saved by dcp.save: {held.files} files, top-level keys: "
-            + ", ".join(group.key for group in held.groups))
+        say(
+            f"   saved by dcp.save: {held.files} files, top-level keys: "
+            + ", ".join(group.key for group in held.groups)
+        )
         say("2. Converting: hubmerge push --no-push …")
         result = hubmerge.convert(
             checkpoint,
@@ -38,8 +40,10 @@ def run_demo(folder: Path | None, say: Callable[[str], None]) -> None:
             model_assets_dir=root / "assets",
             overwrite=True,
         )
-        say(f"   {len(result.shards)} file, {result.total_parameters:,} parameters, "
-            f"{len(result.dropped)} optimizer tensors left out, {result.seconds:.1f} s")
+        say(
+            f"   {len(result.shards)} file, {result.total_parameters:,} parameters, "
+            f"{len(result.dropped)} optimizer tensors left out, {result.seconds:.1f} s"
+        )
         say("3. Loading it with transformers and generating …")
         say(f"   0 1 2 3 -> {_generate(root / 'model')}")
         say("✓ The model that was trained is the model that was loaded.")
@@ -52,7 +56,9 @@ def _train(root: Path) -> None:
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "hubmerge.demo", str(root),
     ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(  # noqa: S603 - our own command
+        command, capture_output=True, text=True, check=False
+    )
     if run.returncode != 0:
         raise hubmerge.HubmergeError(f"the training processes failed:\n{run.stderr[-2000:]}")
 
@@ -72,8 +78,8 @@ def _train_rank(root: Path) -> None:
     """What each of the two processes does: learn to count, then save as VeOmni does."""
     import torch
     import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
     from torch.distributed.fsdp import fully_shard
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -96,7 +102,7 @@ def _train_rank(root: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    dcp.save(
+    save(
         {"model": model_state, "optimizer": optimizer_state},
         checkpoint_id=str(root / "checkpoint"),
     )

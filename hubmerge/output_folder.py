@@ -22,7 +22,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from types import TracebackType
 
 from hubmerge.errors import NoRoomError, UsageError
 from hubmerge.plan import INDEX_NAME
@@ -33,7 +32,7 @@ _SHARD_NAME = re.compile(rf"model(-\d{{5,}}-of-\d{{5,}})?\.safetensors({PARTIAL_
 
 
 class OutputFolder:
-    """A locked output folder, cleared of all that is not of this plan; a context manager.
+    """A locked output folder, cleared of all that is not of this plan.
 
     Args:
         path: created if missing.
@@ -57,7 +56,7 @@ class OutputFolder:
         check_room(path, needed_bytes - sum(p.stat().st_size for p in _weight_files(path)))
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._file = open(path / JOURNAL, "a+b", buffering=0)
+            self._file = open(path / JOURNAL, "a+b", buffering=0)  # noqa: SIM115 - held, as a lock
         try:
             self._lock()
             self._resume()
@@ -101,13 +100,6 @@ class OutputFolder:
             self._file.write(b"".join(line + b"\n" for line in lines))
             os.fsync(self._file.fileno())
 
-    def add_shard(self, shard: WrittenShard) -> None:
-        """Note that a shard is complete."""
-        with disk_errors(self.path / JOURNAL):
-            self._file.write(_journal_line(shard) + b"\n")
-            os.fsync(self._file.fileno())
-        self.finished[shard.filename] = shard
-
     def write(self, name: str, content: bytes) -> None:
         """Write a small file so that its name appears only when it is complete."""
         path = self.path / name
@@ -119,7 +111,7 @@ class OutputFolder:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(partial, path)
+                partial.replace(path)
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
@@ -127,23 +119,21 @@ class OutputFolder:
 
     def complete(self) -> None:
         """Everything is in place: the journal goes."""
-        (self.path / JOURNAL).unlink()
-
-    def __enter__(self) -> OutputFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+        with disk_errors(self.path):
+            (self.path / JOURNAL).unlink()
         self._file.close()
 
 
 def _journal_line(shard: WrittenShard) -> bytes:
     entry = {"filename": shard.filename, "size": shard.size, "sha256": shard.sha256}
     return json.dumps(entry).encode()
+
+
+def note_shard(path: Path, shard: WrittenShard) -> None:
+    """Note in the journal of the folder `path` that a shard is complete; any rank may."""
+    with disk_errors(path / JOURNAL), open(path / JOURNAL, "ab", buffering=0) as file:
+        file.write(_journal_line(shard) + b"\n")
+        os.fsync(file.fileno())
 
 
 def _weight_files(path: Path) -> list[Path]:

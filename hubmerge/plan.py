@@ -163,9 +163,7 @@ def make_plan(checkpoint: Checkpoint, naming: Naming, *, dtype: str, shard_size:
                 f"{MAX_SHARD_BYTES:,} per file",
                 "Use a smaller --shard-size, such as 5GB.",
             )
-    return Plan(
-        checkpoint, shards, tuple(naming.dropped), tuple(naming.warnings), naming.layout
-    )
+    return Plan(checkpoint, shards, tuple(naming.dropped), tuple(naming.warnings), naming.layout)
 
 
 def _check_names(weights: Iterable[Weight]) -> None:
@@ -188,7 +186,9 @@ def _plan_tensor(weight: Weight, wanted: str) -> PlannedTensor:
     source = weight.source
     stored = BY_NAME.get(source.dtype)
     if stored is None:
-        reason = "is not known" if source.dtype not in UNSUPPORTED_NAMES else "has no safetensors form"
+        reason = (
+            "is not known" if source.dtype not in UNSUPPORTED_NAMES else "has no safetensors form"
+        )
         raise CheckpointError(f"{source.key!r} is stored as {source.dtype}, which {reason}")
     target = stored
     if wanted != "auto":

@@ -30,7 +30,11 @@ def plan_to_dict(plan: Plan, assets: Assets) -> dict[str, Any]:
     return {
         "layout": plan.layout,
         "files": [{"filename": s.filename, "size": s.size_bytes} for s in plan.shards]
-        + ([{"filename": "model.safetensors.index.json", "size": len(plan.index)}] if plan.index else [])
+        + (
+            [{"filename": "model.safetensors.index.json", "size": len(plan.index)}]
+            if plan.index
+            else []
+        )
         + [{"filename": a.name, "size": a.size_bytes} for a in assets.files],
         "total_size": plan.total_size,
         "total_parameters": plan.total_parameters,
@@ -50,6 +54,7 @@ def plan_to_dict(plan: Plan, assets: Assets) -> dict[str, Any]:
 
 
 def plan_to_json(plan: Plan, assets: Assets) -> str:
+    """The plan as one JSON object, whole."""
     return json.dumps(plan_to_dict(plan, assets))
 
 
@@ -106,7 +111,8 @@ def inspection_to_text(inspection: Inspection) -> str:
         f"stored: {inspection.files} files by {inspection.ranks} ranks, "
         f"{human_bytes(inspection.file_bytes)}, {inspection.format}",
         "",
-        f"{'top-level key':<24} {'tensors':>8} {'objects':>8} {'parameters':>18} {'bytes':>10}  dtypes",
+        f"{'top-level key':<24} {'tensors':>8} {'objects':>8} {'parameters':>18} {'bytes':>10}"
+        "  dtypes",
     ]
     lines += [
         f"{g.key:<24} {g.tensors:>8,} {g.objects:>8,} {g.parameters:>18,} "

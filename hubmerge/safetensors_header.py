@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from hubmerge.dtypes import BY_CODE, DType
 from hubmerge.errors import CheckpointError
@@ -44,7 +44,7 @@ def file_order(name: str, dtype: DType) -> tuple[int, str]:
 
 
 def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> bytes:
-    """The first bytes of the file that ``safetensors.torch.save_file(..., {"format": "pt"})`` writes.
+    """The first bytes of what ``safetensors.torch.save_file(…, {"format": "pt"})`` writes.
 
     Args:
         tensors: name, dtype and shape of each tensor, already sorted by `file_order`.
@@ -113,11 +113,11 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
     problem = CheckpointError(f"{label}: the safetensors header's entry for {name!r} is malformed")
     if not isinstance(entry, dict):
         raise problem
-    dtype_code, shape, offsets = (entry.get(k) for k in ("dtype", "shape", "data_offsets"))
+    dtype_code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     dtype = BY_CODE.get(dtype_code) if isinstance(dtype_code, str) else None
     if dtype is None:
         raise CheckpointError(f"{label}: {name!r} has the unknown dtype {dtype_code!r}")
-    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
+    if not (_is_sizes(shape) and _is_sizes(offsets)) or len(offsets) != 2:
         raise problem
     tensor = HeaderTensor(name, dtype, tuple(shape), data_start + offsets[0])
     if tensor.size_bytes != offsets[1] - offsets[0]:
@@ -125,5 +125,5 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
     return tensor
 
 
-def _is_sizes(value: Any) -> bool:
+def _is_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)

@@ -65,7 +65,7 @@ def write_shard(
             with open(partial, "wb", buffering=0) as file:
                 sha256 = _write(shard, files, file.fileno(), on_bytes)
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            partial.replace(path)
             sync_folder(folder)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -126,13 +126,13 @@ def _blocks(
     scratch = memoryview(bytearray(2 * BLOCK_BYTES))
     turn = 0
     for tensor in shard.tensors:
-        reader = TensorReader(tensor, files)
+        reader = TensorReader(tensor, files, scratch)
         for slab in slabs(tensor):
             if len(in_flight) > in_flight_blocks:
                 _finish(in_flight)
             block = buffers[turn % _BLOCKS][: slab.size_bytes]
             turn += 1
-            reader.read(slab, block, scratch)
+            reader.read(slab, block)
             yield block
 
 

@@ -8,7 +8,7 @@ one way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -51,7 +51,7 @@ def slabs(tensor: PlannedTensor) -> Iterator[Slab]:
 
 def _cut(box: Box, most_elements: int) -> Iterator[Box]:
     """Cut a box, in row-major order, into boxes of at most `most_elements`."""
-    offsets, sizes = box
+    offsets, sizes = box.offsets, box.sizes
     if 0 in sizes:
         return
     inner = 1  # elements in one step of the dimension that is cut
@@ -78,94 +78,89 @@ def _cut(box: Box, most_elements: int) -> Iterator[Box]:
 
 
 class TensorReader:
-    """Reads slabs of one planned tensor, best in order: a compressed chunk is read forward."""
+    """Reads slabs of one planned tensor, best in order: a compressed chunk is read forward.
 
-    def __init__(self, tensor: PlannedTensor, files: DataFiles) -> None:
+    Args:
+        scratch: two blocks of work space, which readers may share one after another.
+    """
+
+    def __init__(self, tensor: PlannedTensor, files: DataFiles, scratch: memoryview) -> None:
         self._tensor, self._files = tensor, files
+        self._stored, self._span = scratch[:BLOCK_BYTES], scratch[BLOCK_BYTES:]
         self._payloads: dict[int, Payload] = {}
 
-    def read(self, slab: Slab, out: memoryview, scratch: memoryview) -> None:
-        """Fill `out` (``slab.size_bytes`` long) with the slab as it stands in the output file.
-
-        Args:
-            scratch: two blocks of work space.
-        """
+    def read(self, slab: Slab, out: memoryview) -> None:
+        """Fill `out` (``slab.size_bytes`` long) with the slab as it stands in the output file."""
         tensor = self._tensor
         if not tensor.is_cast:
-            self._gather(slab.box, out, scratch[BLOCK_BYTES:])
+            self._gather(slab.box, out)
             return
-        stored_bytes = prod(slab.box.sizes) * tensor.source_dtype.itemsize
-        stored = scratch[:stored_bytes]
-        self._gather(slab.box, stored, scratch[BLOCK_BYTES:])
+        stored = self._stored[: prod(slab.box.sizes) * tensor.source_dtype.itemsize]
+        self._gather(slab.box, stored)
         _cast(stored, tensor.source_dtype.name, out, tensor.dtype.name)
 
-    def _gather(self, box: Box, out: memoryview, scratch: memoryview) -> None:
+    def _gather(self, box: Box, out: memoryview) -> None:
         for number, chunk in enumerate(self._tensor.chunks):
-            low = tuple(map(max, box.offsets, chunk.offsets))
-            high = tuple(
-                min(a + b, c + d)
-                for a, b, c, d in zip(*box, chunk.offsets, chunk.sizes, strict=True)
-            )
-            if all(a < b for a, b in zip(low, high, strict=True)):
-                payload = self._payload(number, chunk)
-                self._copy(payload, chunk, box, low, high, out, scratch)
+            part = _intersection(box, Box(chunk.offsets, chunk.sizes))
+            if part is not None:
+                self._copy(self._payload(number, chunk), chunk, box, part, out)
 
     def _payload(self, number: int, chunk: Chunk) -> Payload:
         payload = self._payloads.get(number)
         if payload is None:
-            payload = self._payloads[number] = self._files.payload(
-                chunk, self._tensor.key, self._tensor.source_dtype
-            )
+            tensor = self._tensor
+            payload = self._files.payload(chunk, tensor.key, tensor.source_dtype)
+            self._payloads[number] = payload
         return payload
 
-    def _copy(
-        self,
-        payload: Payload,
-        chunk: Chunk,
-        box: Box,
-        low: tuple[int, ...],
-        high: tuple[int, ...],
-        out: memoryview,
-        scratch: memoryview,
-    ) -> None:
-        """Copy the part from `low` to `high` of `chunk` to its place in `out`, which is `box`."""
+    def _copy(self, payload: Payload, chunk: Chunk, box: Box, part: Box, out: memoryview) -> None:
+        """Copy `part`, which `chunk` holds, to its place in `out`, which is `box`."""
         itemsize = self._tensor.source_dtype.itemsize
-        sizes = tuple(b - a for a, b in zip(low, high, strict=True))
-        inside_chunk = tuple(a - b for a, b in zip(low, chunk.offsets, strict=True))
         strides = payload.strides or _row_major(chunk.sizes)
-        first = sum(a * b for a, b in zip(inside_chunk, strides, strict=True))
-        if payload.strides is None and sizes == box.sizes and _is_one_run(sizes, chunk.sizes):
+        first = _dot(map(int.__sub__, part.offsets, chunk.offsets), strides)
+        is_plain = payload.strides is None
+        if is_plain and part == box and _is_one_run(part.sizes, chunk.sizes):
             payload.source.read_into(payload.offset + first * itemsize, out)
             return
         target = _as_integers(out, itemsize).view(box.sizes)
-        for dim, (begin, size) in enumerate(zip(low, sizes, strict=True)):
-            target = target.narrow(dim, begin - box.offsets[dim], size)
-        if payload.strides is not None:
-            length = payload.extent * itemsize
-            source = _as_integers(payload.source.view(payload.offset, length), itemsize)
-            target.copy_(source.as_strided(sizes, strides, first))
-            return
-        for part, part_first in _spans(sizes, strides, first, len(scratch) // itemsize):
-            _read_span(payload, part.sizes, strides, part_first, itemsize, scratch, target, part)
+        target = _narrow(target, tuple(map(int.__sub__, part.offsets, box.offsets)), part.sizes)
+        if is_plain:
+            for span, place in _spans(part.sizes, strides, first, len(self._span) // itemsize):
+                self._read_span(payload, place, strides, _narrow(target, span.offsets, span.sizes))
+        else:
+            stored = payload.source.view(payload.offset, payload.extent * itemsize)
+            source = _as_integers(stored, itemsize)
+            target.copy_(source.as_strided(part.sizes, strides, first))
+
+    def _read_span(
+        self, payload: Payload, first: int, strides: tuple[int, ...], target: torch.Tensor
+    ) -> None:
+        """Read from the first to the last element of `target` at once; copy what belongs to it."""
+        itemsize = self._tensor.source_dtype.itemsize
+        sizes = tuple(target.shape)
+        extent = 1 + _dot((n - 1 for n in sizes), strides)
+        buffer = self._span[: extent * itemsize]
+        payload.source.read_into(payload.offset + first * itemsize, buffer)
+        target.copy_(_as_integers(buffer, itemsize).as_strided(sizes, strides))
 
 
-def _read_span(
-    payload: Payload,
-    sizes: tuple[int, ...],
-    strides: tuple[int, ...],
-    first: int,
-    itemsize: int,
-    scratch: memoryview,
-    target: torch.Tensor,
-    part: Box,
-) -> None:
-    """Read from the first to the last element of a part in one go, and copy what belongs to it."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
-    buffer = scratch[: extent * itemsize]
-    payload.source.read_into(payload.offset + first * itemsize, buffer)
-    for dim, (begin, size) in enumerate(zip(part.offsets, sizes, strict=True)):
-        target = target.narrow(dim, begin, size)
-    target.copy_(_as_integers(buffer, itemsize).as_strided(sizes, strides))
+def _intersection(a: Box, b: Box) -> Box | None:
+    low = tuple(map(max, a.offsets, b.offsets))
+    high = map(
+        min, map(int.__add__, a.offsets, a.sizes), map(int.__add__, b.offsets, b.sizes)
+    )
+    sizes = tuple(map(int.__sub__, high, low))
+    return Box(low, sizes) if all(size > 0 for size in sizes) else None
+
+
+def _narrow(tensor: torch.Tensor, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
+    for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        tensor = tensor.narrow(dim, offset, size)
+    return tensor
+
+
+def _dot(a: Iterable[int], b: Iterable[int]) -> int:
+    return sum(map(int.__mul__, a, b))
 
 
 def _spans(
@@ -190,7 +185,7 @@ def _spans(
         for begin in range(0, sizes[dim], step):
             count = min(step, sizes[dim] - begin)
             offsets = (*outer, begin, *((0,) * (len(sizes) - dim - 1)))
-            place = first + sum(a * b for a, b in zip(offsets, strides, strict=True))
+            place = first + _dot(offsets, strides)
             yield Box(offsets, ((1,) * dim + (count,) + sizes[dim + 1 :])), place
 
 

@@ -207,7 +207,9 @@ class _Merged:
             if grow and len(known[1]) == len(shape):
                 shape = tuple(map(max, shape, known[1]))
             elif known[1] != shape:
-                raise CheckpointError(f"{key!r} has shape {known[1]} in one file, {shape} in another")
+                raise CheckpointError(
+                    f"{key!r} has shape {known[1]} in one file, {shape} in another"
+                )
             if known[0] != dtype:
                 raise CheckpointError(f"{key!r} is {known[0]} in one file, {dtype} in another")
         self._found[key] = (dtype, shape, path)
@@ -316,7 +318,7 @@ def _path(value: Any) -> tuple[str, ...] | None:
 
 
 def _are_sizes(values: tuple[Any, ...]) -> bool:
-    for value in values:
+    for value in values:  # noqa: SIM110 - called a million times, and a generator costs twice
         if type(value) is not int or not 0 <= value < _MAX_SIZE:
             return False
     return True
@@ -348,8 +350,10 @@ def _chunks(
             info_fields.get("offset"),
             info_fields.get("length"),
         )
-        if type(file) is not str or not _are_sizes((offset, length)):
+        if type(file) is not str or type(offset) is not int or type(length) is not int:
             raise CheckpointError(f"{label}: {key!r} has a malformed place in a file")
+        if not (0 <= offset < _MAX_SIZE and 0 <= length < _MAX_SIZE):
+            raise UnsafeInputError(f"{label}: {key!r} claims an impossible place in {file!r}"[:300])
         if file not in checked_infos:
             checked_infos[file] = safe_relative_path(file, label)
         yield Chunk(
@@ -388,7 +392,9 @@ def safe_relative_path(path: str, label: str) -> str:
     )
     if unsafe:
         raise UnsafeInputError(
-            f"{label}: refused the data file path {path!r}, which may lie outside the checkpoint"[:500],
+            f"{label}: refused the data file path {path!r}, which may lie outside the checkpoint"[
+                :500
+            ],
             "Nothing was read from it. Do not use this checkpoint unless you know who wrote it.",
         )
     return path

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.unpickle import Inert, load
@@ -51,8 +51,8 @@ class Source(Protocol):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `offset` on."""
 
-    def view(self, offset: int, length: int) -> memoryview | mmap.mmap:
-        """The bytes from `offset` on, without a promise about memory."""
+    def view(self, offset: int, length: int) -> memoryview:
+        """The bytes from `offset` on, writable, without a promise about memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,7 @@ class _File:
     def view(self, offset: int, length: int) -> memoryview:
         # Not closed by hand: the view keeps it alive, and the last holder drops it.
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(
-            self._fd, length + offset - start, access=mmap.ACCESS_COPY, offset=start
-        )
+        mapped = mmap.mmap(self._fd, length + offset - start, access=mmap.ACCESS_COPY, offset=start)
         return memoryview(mapped)[offset - start :]
 
 
@@ -154,7 +152,7 @@ class _Stream:
             piece: bytes = self._stream.read(size)
         except HubmergeError:
             raise
-        except Exception as error:  # zstandard has its own exception, and it is optional
+        except Exception as error:  # noqa: BLE001 - zstandard has its own exception, and it is optional
             raise DamagedFileError(self._name, f"cannot be decompressed: {error}") from None
         if not piece:
             raise DamagedFileError(self._name, "the compressed record ends too early")
@@ -185,7 +183,7 @@ def _zstd(source: _Slice) -> Any:
         ) from None
     # A window beyond this would be allocated because the file says so.
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
-    return decompressor.stream_reader(source, read_across_frames=True)
+    return decompressor.stream_reader(cast("IO[bytes]", source), read_across_frames=True)
 
 
 _CODECS: dict[str, Callable[[Any], Any]] = {"stream.zstd/1": _zstd}
@@ -312,9 +310,7 @@ def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
         source, start = file, chunk.offset
         _check_descriptor(file, chunk, head.payload_offset, storage_bytes)
     first = start + head.payload_offset + offset * dtype.itemsize
-    return Payload(
-        source, first, None if _is_row_major(chunk.sizes, strides) else strides, extent
-    )
+    return Payload(source, first, None if _is_row_major(chunk.sizes, strides) else strides, extent)
 
 
 def _decoded(file: _File, chunk: Chunk) -> Any:
@@ -341,7 +337,7 @@ def _read_front(file: _File, chunk: Chunk, size: int) -> bytes:
             front += piece
     except HubmergeError:
         raise
-    except Exception as error:  # zstandard has its own exception, and it is optional
+    except Exception as error:  # noqa: BLE001 - zstandard has its own exception, and it is optional
         raise DamagedFileError(file.name, f"cannot be decompressed: {error}") from None
     return front
 
@@ -464,7 +460,9 @@ def _check_tensor(
     if any(isinstance(flags, dict) and any(flags.values()) for flags in args[6:]):
         raise DamagedFileError(label, "the record's tensor is a conjugated or negated view")
     numbers = (offset, storage.count, *strides) if isinstance(strides, tuple) else (None,)
-    if len(numbers) != 2 + len(sizes) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+    if len(numbers) != 2 + len(sizes) or not all(
+        type(n) is int and 0 <= n < 2**62 for n in numbers
+    ):
         raise DamagedFileError(label, "the record's strides are malformed")
     return offset, strides, storage.count * (1 if is_untyped else dtype.itemsize)
 

@@ -171,7 +171,7 @@ def load(
             return Unpickler(io.BytesIO(data)).load()
     except (UnsafeInputError, CheckpointError):
         raise
-    except Exception as error:  # whatever a damaged pickle makes the unpickler raise
+    except Exception as error:  # noqa: BLE001 - whatever a damaged pickle makes the unpickler raise
         raise CheckpointError(
             f"{label}: the pickle is damaged ({type(error).__name__}: {error})",
             "Copy the checkpoint again from where it was written, or use an earlier step.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,10 +10,15 @@ from hubmerge.checkpoint.model import StoredTensor
 
 
 class Box(NamedTuple):
-    """A box of a stored tensor, in elements."""
+    """A box of a stored tensor, in elements.
+
+    Attributes:
+        step: every so many rows only: `sizes[0]` rows, each `step` below the last.
+    """
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +31,18 @@ class Weight:
         shape: its own shape.
         boxes: the parts of `source` whose elements, in row-major order and one box after another,
             are its elements: the whole of it, an expert's slice, rows in another order.
+        order: the stored dimensions in the order in which each box is read, where that is not
+            their own: a transposed tensor.
+        dtype: what it is stored as, whatever the rest is cast to; ``auto`` as it is stored, None to
+            be cast with the rest.
     """
 
     name: str
     source: StoredTensor
     shape: tuple[int, ...]
     boxes: tuple[Box, ...]
+    order: tuple[int, ...] | None = None
+    dtype: str | None = None
 
     @classmethod
     def whole(cls, name: str, source: StoredTensor) -> Weight:
@@ -55,9 +67,11 @@ class Naming:
         weights: unsorted.
         layout: what the checkpoint looks like, in a few words.
         warnings: what a user should know, one sentence each.
+        files: the file of each name, where that is not left to the plan.
     """
 
     weights: list[Weight]
     dropped: list[Dropped]
     layout: str
     warnings: list[str] = field(default_factory=list)
+    files: Mapping[str, str] | None = None

@@ -1,0 +1,144 @@
+"""The options of the command, in groups, and how they become arguments of the library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hubmerge.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_UNITS = {
+    "b": 1,
+    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", start=1)},
+    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", start=1)},
+}
+_PATH = click.Path(path_type=Path)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 2000000000, 2GB, 500MB, 4GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = _SIZE.fullmatch(str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is not a size such as 2000000000, 2GB, 500MB or 4GiB", param, ctx)
+        size = int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
+        if size < 1:
+            self.fail(f"{value!r} is less than one byte", param, ctx)
+        return size
+
+
+load_dir_option = click.option(
+    "--load-dir",
+    required=True,
+    type=_PATH,
+    help="The checkpoint: the folder with .metadata and the .distcp files.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+
+_WHERE = (
+    click.option("--repo-id", help="The repository, ORG/NAME; created if missing."),
+    click.option("--private", is_flag=True, help="Create the repository private."),
+    click.option(
+        "--revision", default="main", show_default=True, help="The branch; created if missing."
+    ),
+    click.option("--create-pr", is_flag=True, help="Open a pull request instead."),
+    click.option("--tag", help="Tag the commit."),
+    click.option("--commit-message", help="Its first line."),
+    click.option("--commit-description", help="Its further text."),
+    click.option("--token", help="A token; by default the stored login or HF_TOKEN."),
+    click.option("--staging-dir", type=_PATH, help="Where shards stand until they are uploaded."),
+    click.option(
+        "--max-disk", type=Size(), help="Bytes staged at a time at most.  [default: two shards]"
+    ),
+    click.option("--clean", is_flag=True, help="Remove staging branches that other runs left."),
+)
+_LOCAL = (
+    click.option("--no-push", is_flag=True, help="Write a folder and leave the Hub alone."),
+    click.option(
+        "--save-dir", type=_PATH, help="The folder of --no-push.  [default: LOAD_DIR/hf_ckpt]"
+    ),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace a model that the folder already holds."
+    ),
+)
+_WHAT = (
+    click.option(
+        "--model-assets-dir", type=_PATH, help="Where config, tokenizer and the like come from."
+    ),
+    click.option(
+        "--shard-size",
+        type=Size(),
+        default="2GB",
+        show_default=True,
+        help="Bytes of tensors in one file at most: 2000000000, 2GB, 500MB, 4GiB.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["bfloat16", "float16", "float32", "auto"]),
+        default="bfloat16",
+        show_default=True,
+        help="What floating tensors become; auto leaves them as stored.",
+    ),
+    click.option("--base-model", help="The model that was trained from: a Hub id or a folder."),
+    click.option("--license", help="The model's license, for its card."),
+    click.option("--card", type=_PATH, help="A model card of your own; its text stays."),
+)
+_NAMING = ("base_model",)
+
+
+def push_options(command: F) -> F:
+    """Where to publish, or to write instead."""
+    return _add(command, _WHERE + _LOCAL)
+
+
+def convert_options(command: F) -> F:
+    """What is published."""
+    return _add(command, _WHAT)
+
+
+def _add(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The command's options as arguments of `api.push` alone, and of `api.plan`.
+
+    Raises:
+        UsageError: options that exclude or need each other.
+    """
+    from hubmerge.names.options import NamingOptions
+
+    if not options["no_push"] and options["repo_id"] is None:
+        raise UsageError("--repo-id is missing", "Give ORG/NAME, or --no-push to stay local.")
+    if options["no_push"] and options["repo_id"] is not None:
+        raise UsageError("--repo-id and --no-push exclude each other")
+    if not options["no_push"] and (options["save_dir"] or options["overwrite"]):
+        raise UsageError("--save-dir and --overwrite need --no-push")
+    where = {name: options[name] for name in _names(_WHERE)}
+    what = {name: options[name] for name in _names(_WHAT) if name not in _NAMING}
+    what["naming"] = NamingOptions(**{name: options[name] for name in _NAMING})
+    return where, what
+
+
+def _names(options: tuple[Callable[..., Any], ...]) -> list[str]:
+    """The parameter names of some options."""
+
+    def nothing() -> None:
+        pass
+
+    _add(nothing, options)
+    return [str(parameter.name) for parameter in nothing.__click_params__]  # type: ignore[attr-defined]

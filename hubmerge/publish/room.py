@@ -1,0 +1,51 @@
+"""A bound on what the staging folder holds: whoever wants to write waits until there is room."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Aborted(Exception):  # noqa: N818 - it ends a thread; the error is what made it end
+    """The run has failed elsewhere."""
+
+
+class Room:
+    """So many bytes, taken and given back.
+
+    Attributes:
+        peak_bytes: the most that was ever taken at one time.
+    """
+
+    def __init__(self, cap_bytes: int) -> None:
+        self._cap_bytes = cap_bytes
+        self._taken_bytes = 0
+        self._changed = threading.Condition()
+        self._aborted = False
+        self.peak_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Wait until there is room for `size_bytes`, and take it; raises Aborted."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._aborted or self._taken_bytes + size_bytes <= self._cap_bytes
+            )
+            self.check()
+            self._taken_bytes += size_bytes
+            self.peak_bytes = max(self.peak_bytes, self._taken_bytes)
+
+    def give_back(self, size_bytes: int) -> None:
+        """Say that `size_bytes` are free again."""
+        with self._changed:
+            self._taken_bytes -= size_bytes
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """End everybody's waiting."""
+        with self._changed:
+            self._aborted = True
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raises Aborted if the run has failed elsewhere."""
+        if self._aborted:
+            raise Aborted
