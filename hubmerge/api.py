@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from hubmerge.assets import Assets, collect_assets
+from hubmerge.assets import Assets
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.convert import ConvertResult, convert_plan
 from hubmerge.errors import UsageError
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC, NamingOptions
-from hubmerge.names.rules import name_weights
-from hubmerge.plan import DEFAULT_SHARD_SIZE, Plan, make_plan
+from hubmerge.plan import DEFAULT_SHARD_SIZE, Plan
+from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.card import CARD, CardOptions
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
@@ -53,15 +53,17 @@ def inspect(load_dir: str | Path) -> Inspection:
 
 
 def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, Assets]:
-    """What `convert` and `push` would write; no tensor is read. See `PlanOptions`."""
-    checkpoint = read_checkpoint(Path(load_dir))
-    planned = make_plan(
-        checkpoint,
-        name_weights(checkpoint),
+    """What `convert` and `push` would write; see `PlanOptions`.
+
+    No tensor is read but those that the config ties, and they only to be compared.
+    """
+    return prepare(
+        Path(load_dir),
+        _assets_dir(options),
+        options.get("naming", AUTOMATIC),
         dtype=options.get("dtype", "bfloat16"),
         shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
     )
-    return planned, collect_assets(_assets_dir(options), planned.main_dtype)
 
 
 def convert(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from hubmerge.checkpoint.model import Checkpoint, Chunk
+from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.tiling import covering_chunks
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES, DType
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
@@ -24,6 +24,7 @@ DEFAULT_SHARD_SIZE = 2_000_000_000
 DTYPES = ("bfloat16", "float16", "float32", "auto")
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+ADAPTER_NAME = "adapter_model.safetensors"
 
 # The Hub refuses larger files.
 MAX_SHARD_BYTES = 500_000_000_000
@@ -36,7 +37,7 @@ class PlannedTensor:
     Attributes:
         name, dtype, shape: as the file's header has them.
         key, source_dtype: the stored tensor, and its element type.
-        boxes: the parts of the stored tensor that it consists of, see `Weight`.
+        boxes, order: the parts of the stored tensor that it consists of, see `Weight`.
         chunks: the stored pieces, proved to cover the stored tensor, in row-major order.
     """
 
@@ -47,6 +48,9 @@ class PlannedTensor:
     source_dtype: DType
     boxes: tuple[Box, ...]
     chunks: list[Chunk]
+    order: tuple[int, ...] | None = None
+    may_overflow: bool = False
+    """Whether the cast may make a finite number infinite (float16 only)."""
 
     @property
     def size_bytes(self) -> int:
@@ -95,9 +99,14 @@ class Plan:
         return sum(prod(t.shape) for shard in self.shards for t in shard.tensors)
 
     @cached_property
+    def is_adapter(self) -> bool:
+        """Is it a LoRA adapter, to be loaded by PEFT, and no whole model?"""
+        return self.shards[0].filename == ADAPTER_NAME
+
+    @cached_property
     def index(self) -> bytes | None:
         """Content of `model.safetensors.index.json`; None where one file holds all."""
-        if len(self.shards) == 1:
+        if self.shards[0].filename in (SINGLE_NAME, ADAPTER_NAME):
             return None
         weight_map = {t.name: shard.filename for shard in self.shards for t in shard.tensors}
         metadata = {"total_parameters": self.total_parameters, "total_size": self.total_size}
@@ -127,14 +136,22 @@ class Plan:
         for shard in self.shards:
             digest.update(shard.filename.encode() + b"\0" + shard.header)
             for t in shard.tensors:
-                digest.update(repr((t.key, t.boxes)).encode())
+                digest.update(repr((t.key, t.boxes, t.order)).encode())
         return digest.hexdigest()
 
 
-def make_plan(checkpoint: Checkpoint, naming: Naming, *, dtype: str, shard_size: int) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    naming: Naming,
+    *,
+    dtype: str,
+    shard_size: int,
+    allow_overflow: bool = False,
+) -> Plan:
     """Plan the output files.
 
     Args:
+        allow_overflow: let values become infinite in float16.
         dtype: what floating tensors become; ``auto`` leaves them as stored.
         shard_size: bytes of tensors that one file holds at most; a larger tensor is alone in one.
 
@@ -150,10 +167,12 @@ def make_plan(checkpoint: Checkpoint, naming: Naming, *, dtype: str, shard_size:
     if not naming.weights:
         raise NoModelWeightsError("no model weights are left to convert")
     _check_names(naming.weights)
-    tensors = [_plan_tensor(weight, dtype) for weight in naming.weights]
+    tensors = [
+        _plan_tensor(weight, weight.dtype or dtype, allow_overflow) for weight in naming.weights
+    ]
     tensors.sort(key=lambda tensor: tensor.name)
-    groups = _pack(tensors, shard_size)
-    shards = tuple(_shard(i, len(groups), group) for i, group in enumerate(groups, start=1))
+    groups = _pack(tensors, shard_size) if naming.files is None else _by_file(tensors, naming.files)
+    shards = tuple(_shard(name, group) for name, group in groups.items())
     for shard in shards:
         if len(shard.header) - 8 > MAX_HEADER_BYTES:
             raise UnsafeInputError(f"{shard.filename}: the header would be too long for any reader")
@@ -182,7 +201,12 @@ def _check_names(weights: Iterable[Weight]) -> None:
         seen[name] = key
 
 
-def _plan_tensor(weight: Weight, wanted: str) -> PlannedTensor:
+def plan_as_stored(source: StoredTensor) -> PlannedTensor:
+    """A stored tensor, whole and as it is; errors as of `make_plan`."""
+    return _plan_tensor(Weight.whole(source.key, source), "auto")
+
+
+def _plan_tensor(weight: Weight, wanted: str, may_overflow: bool = False) -> PlannedTensor:
     source = weight.source
     stored = BY_NAME.get(source.dtype)
     if stored is None:
@@ -202,12 +226,24 @@ def _plan_tensor(weight: Weight, wanted: str) -> PlannedTensor:
             target = BY_NAME[wanted]
     chunks = covering_chunks(source)
     return PlannedTensor(
-        weight.name, target, weight.shape, source.key, stored, weight.boxes, chunks
+        weight.name,
+        target,
+        weight.shape,
+        source.key,
+        stored,
+        weight.boxes,
+        chunks,
+        weight.order,
+        may_overflow,
     )
 
 
-def _pack(tensors: list[PlannedTensor], shard_size: int) -> list[list[PlannedTensor]]:
-    """Greedy, in name order: the assignment of VeOmni's script, so that indexes agree."""
+def _pack(tensors: list[PlannedTensor], shard_size: int) -> dict[str, list[PlannedTensor]]:
+    """Greedy, in name order: the assignment of VeOmni's script, so that indexes agree.
+
+    Returns:
+        The tensors of each file, by its name.
+    """
     groups: list[list[PlannedTensor]] = []
     filled = 0
     for tensor in tensors:
@@ -216,9 +252,24 @@ def _pack(tensors: list[PlannedTensor], shard_size: int) -> list[list[PlannedTen
             filled = 0
         groups[-1].append(tensor)
         filled += tensor.size_bytes
-    return groups
+    if len(groups) == 1:
+        return {SINGLE_NAME: groups[0]}
+    count = len(groups)
+    return {
+        f"model-{number:05d}-of-{count:05d}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
 
 
-def _shard(number: int, count: int, tensors: list[PlannedTensor]) -> PlannedShard:
-    name = SINGLE_NAME if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+def _by_file(
+    tensors: list[PlannedTensor], files: Mapping[str, str]
+) -> dict[str, list[PlannedTensor]]:
+    """The files that naming has decided on: an adapter's one, or the base model's."""
+    groups: dict[str, list[PlannedTensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(files[tensor.name], []).append(tensor)
+    return dict(sorted(groups.items()))
+
+
+def _shard(name: str, tensors: list[PlannedTensor]) -> PlannedShard:
     return PlannedShard(name, tuple(sorted(tensors, key=lambda t: file_order(t.name, t.dtype))))

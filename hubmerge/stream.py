@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.records import DataFiles, Payload
+from hubmerge.errors import CheckpointError
 from hubmerge.names.model import Box
 from hubmerge.plan import PlannedTensor
 
@@ -43,10 +44,29 @@ def slabs(tensor: PlannedTensor) -> Iterator[Slab]:
     most_elements = BLOCK_BYTES // max(itemsize, tensor.source_dtype.itemsize)
     start = 0
     for box in tensor.boxes:
-        for piece in _cut(box, most_elements):
+        for piece in _cut_in_order(box, tensor.order, most_elements):
             size_bytes = prod(piece.sizes) * itemsize
             yield Slab(piece, start, size_bytes)
             start += size_bytes
+
+
+def _cut_in_order(box: Box, order: tuple[int, ...] | None, most_elements: int) -> Iterator[Box]:
+    """Cut a box as the output has its dimensions; the pieces have them as they are stored."""
+    if order is None:
+        yield from _cut(box, most_elements)
+        return
+    back = _inverse(order)
+    seen = Box(_permuted(box.offsets, order), _permuted(box.sizes, order))
+    for piece in _cut(seen, most_elements):
+        yield Box(_permuted(piece.offsets, back), _permuted(piece.sizes, back))
+
+
+def _permuted(values: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(values[dim] for dim in order)
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def _cut(box: Box, most_elements: int) -> Iterator[Box]:
@@ -62,18 +82,18 @@ def _cut(box: Box, most_elements: int) -> Iterator[Box]:
     if dim == 0:
         yield box
         return
-    dim -= 1  # everything inside this one fits, together with some steps of it
-    step = max(1, most_elements // inner)
+    dim -= 1  # everything inside this one fits, together with some of its own
+    most = max(1, most_elements // inner)
+    inside = (0,) * (len(sizes) - dim - 1)
     for outer in product(*(range(sizes[d]) for d in range(dim))):
-        for begin in range(0, sizes[dim], step):
-            count = min(step, sizes[dim] - begin)
+        for begin in range(0, sizes[dim], most):
+            count = min(most, sizes[dim] - begin)
+            place = [*outer, begin, *inside]
+            place[0] *= box.step
             yield Box(
-                (
-                    *(offsets[d] + outer[d] for d in range(dim)),
-                    offsets[dim] + begin,
-                    *offsets[dim + 1 :],
-                ),
+                tuple(map(int.__add__, offsets, place)),
                 ((1,) * dim + (count,) + sizes[dim + 1 :]),
+                box.step,
             )
 
 
@@ -98,10 +118,12 @@ class TensorReader:
         stored = self._stored[: prod(slab.box.sizes) * tensor.source_dtype.itemsize]
         self._gather(slab.box, stored)
         _cast(stored, tensor.source_dtype.name, out, tensor.dtype.name)
+        if tensor.dtype.name == "float16" and not tensor.may_overflow:
+            _check_overflow(tensor, stored, out)
 
     def _gather(self, box: Box, out: memoryview) -> None:
         for number, chunk in enumerate(self._tensor.chunks):
-            part = _intersection(box, Box(chunk.offsets, chunk.sizes))
+            part = _part_in(chunk, box)
             if part is not None:
                 self._copy(self._payload(number, chunk), chunk, box, part, out)
 
@@ -119,14 +141,24 @@ class TensorReader:
         strides = payload.strides or _row_major(chunk.sizes)
         first = _dot(map(int.__sub__, part.offsets, chunk.offsets), strides)
         is_plain = payload.strides is None
-        if is_plain and part == box and _is_one_run(part.sizes, chunk.sizes):
+        order = self._tensor.order
+        is_straight = is_plain and order is None and box.step == 1
+        if is_straight and part == box and _is_one_run(part.sizes, chunk.sizes):
             payload.source.read_into(payload.offset + first * itemsize, out)
             return
-        target = _as_integers(out, itemsize).view(box.sizes)
-        target = _narrow(target, tuple(map(int.__sub__, part.offsets, box.offsets)), part.sizes)
+        target = _as_integers(out, itemsize)
+        if order is None:
+            target = target.view(box.sizes)
+        else:  # the output has other dimensions first: see it as the stored tensor has them
+            target = target.view(_permuted(box.sizes, order)).permute(_inverse(order))
+        place = list(map(int.__sub__, part.offsets, box.offsets))
+        if box.step > 1:
+            place[0] //= box.step
+            strides = (strides[0] * box.step, *strides[1:])
+        target = _narrow(target, tuple(place), part.sizes)
         if is_plain:
-            for span, place in _spans(part.sizes, strides, first, len(self._span) // itemsize):
-                self._read_span(payload, place, strides, _narrow(target, span.offsets, span.sizes))
+            for span, start in _spans(part.sizes, strides, first, len(self._span) // itemsize):
+                self._read_span(payload, start, strides, _narrow(target, span.offsets, span.sizes))
         else:
             stored = payload.source.view(payload.offset, payload.extent * itemsize)
             source = _as_integers(stored, itemsize)
@@ -144,13 +176,20 @@ class TensorReader:
         target.copy_(_as_integers(buffer, itemsize).as_strided(sizes, strides))
 
 
-def _intersection(a: Box, b: Box) -> Box | None:
-    low = tuple(map(max, a.offsets, b.offsets))
-    high = map(
-        min, map(int.__add__, a.offsets, a.sizes), map(int.__add__, b.offsets, b.sizes)
-    )
-    sizes = tuple(map(int.__sub__, high, low))
-    return Box(low, sizes) if all(size > 0 for size in sizes) else None
+def _part_in(chunk: Chunk, box: Box) -> Box | None:
+    """What of `box` is in `chunk`; None where nothing is."""
+    low = list(map(max, box.offsets, chunk.offsets))
+    box_ends = list(map(int.__add__, box.offsets, box.sizes))
+    if box.step > 1:
+        low[0] += (box.offsets[0] - low[0]) % box.step  # up to the next row that the box has
+        box_ends[0] = box.offsets[0] + (box.sizes[0] - 1) * box.step + 1
+    chunk_ends = map(int.__add__, chunk.offsets, chunk.sizes)
+    sizes = list(map(int.__sub__, map(min, box_ends, chunk_ends), low))
+    if any(size <= 0 for size in sizes):
+        return None
+    if box.step > 1:
+        sizes[0] = 1 + (sizes[0] - 1) // box.step
+    return Box(tuple(low), tuple(sizes), box.step)
 
 
 def _narrow(tensor: torch.Tensor, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
@@ -218,3 +257,38 @@ def _cast(stored: memoryview, stored_dtype: str, out: memoryview, dtype: str) ->
 
     source = torch.frombuffer(stored, dtype=getattr(torch, stored_dtype))
     torch.frombuffer(out, dtype=getattr(torch, dtype)).copy_(source)
+
+
+def _check_overflow(tensor: PlannedTensor, stored: memoryview, out: memoryview) -> None:
+    """Raises CheckpointError where a finite number became infinite."""
+    import torch
+
+    infinite = torch.frombuffer(out, dtype=torch.float16).isinf()
+    if not infinite.any():
+        return
+    source = torch.frombuffer(stored, dtype=getattr(torch, tensor.source_dtype.name))
+    lost = infinite & source.isfinite()
+    if lost.any():
+        value = source[lost][0].item()
+        raise CheckpointError(
+            f"{tensor.name!r} holds {value:.6g}, which float16 cannot (its largest is 65504)",
+            "Use --dtype bfloat16, keep this tensor as stored with --keep-dtype, or accept "
+            "infinite values with --allow-overflow.",
+        )
+
+
+def same_elements(left: PlannedTensor, right: PlannedTensor, files: DataFiles) -> bool:
+    """Do two tensors have the same bytes? Read side by side, in blocks, to the first difference."""
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    blocks = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(2)]
+    readers = [
+        TensorReader(tensor, files, memoryview(bytearray(2 * BLOCK_BYTES)))
+        for tensor in (left, right)
+    ]
+    for slab in slabs(left):
+        for reader, block in zip(readers, blocks, strict=True):
+            reader.read(slab, block[: slab.size_bytes])
+        if blocks[0][: slab.size_bytes] != blocks[1][: slab.size_bytes]:
+            return False
+    return True

@@ -48,9 +48,14 @@ class NamingOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError where a value cannot be used."""
-        for option, value, known in (("experts", self.experts, EXPERTS), ("mode", self.mode, MODES)):
+        for option, value, known in (
+            ("experts", self.experts, EXPERTS),
+            ("mode", self.mode, MODES),
+        ):
             if value not in known:
-                raise UsageError(f"unknown --{option} {value!r}", f"Use one of: {', '.join(known)}.")
+                raise UsageError(
+                    f"unknown --{option} {value!r}", f"Use one of: {', '.join(known)}."
+                )
         for option in ("include", "exclude", "keep_dtype"):
             for pattern in getattr(self, option):
                 compile_regex(pattern, option)

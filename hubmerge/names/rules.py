@@ -1,112 +1,264 @@
-"""From checkpoint keys to Hub names, by where the keys stand in the saved state.
+"""From checkpoint keys to the model's tensors: every decision about names, in order.
 
-A trainer saves ``{"model": ..., "optimizer": ...}``, and DCP flattens that to keys like
-``model.model.layers.0.…``. `planner_data` keeps the nested keys, so the wrapper's name can be told
-from the model's own first segment; where a checkpoint has none, the keys themselves must do.
+1. which keys are the model's (`layouts`, or the user's regexes)
+2. wrappers stripped (`prefixes`); an adapter's names (`lora`), torchtitan's (`titan`)
+3. the prefix that the base model or the architecture knows best (`prefixes.best_rule`)
+4. tied duplicates dropped (`tied`)
+5. the Hub's layout (`experts`), and what keeps its precision (`precision`)
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from hubmerge.assets import Assets
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
-from hubmerge.errors import NoModelWeightsError
+from hubmerge.errors import CheckpointError, NoModelWeightsError
+from hubmerge.names import lora, titan
+from hubmerge.names.architecture import Architecture
+from hubmerge.names.experts import lay_out
+from hubmerge.names.layouts import find_root, is_not_model, is_under, top_key
 from hubmerge.names.model import Dropped, Naming, Weight
-
-WRAPPER = "model"
-
-# First segments that are never part of a model, whatever else the checkpoint holds.
-_NOT_MODEL = frozenset(
-    {
-        "optimizer", "optimizers", "optim", "lr_scheduler", "scheduler", "dataloader",
-        "train_state", "extra_state", "rng_state", "trainer", "step", "epoch", "loops",
-    }
-)  # fmt: skip
+from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any, parse_rename
+from hubmerge.names.parts import Part
+from hubmerge.names.precision import Precision
+from hubmerge.names.prefixes import best_rule, default_prefix, unwrap
+from hubmerge.names.reference import Reference, assign_files, differences
+from hubmerge.names.tied import SameElements, drop_tied
 
 
-def name_weights(checkpoint: Checkpoint) -> Naming:
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the model beside the checkpoint; each part may be missing.
+
+    Attributes:
+        config: the parsed config.json.
+        architecture: what transformers makes of it.
+        reference: the base model.
+        same: compares two stored tensors byte for byte.
+        assets: the folder that the config is from.
+    """
+
+    config: Mapping[str, Any] | None = None
+    architecture: Architecture | None = None
+    reference: Reference | None = None
+    same: SameElements | None = None
+    assets: Assets | None = None
+
+    def known_names(self) -> set[str]:
+        """All names that a tensor of this model can have, in memory or on the Hub."""
+        names: set[str] = set()
+        if self.architecture is not None:
+            names.update(self.architecture.names, self.architecture.hub_shapes)
+        if self.reference is not None:
+            names.update(self.reference.files)
+        return names
+
+
+@dataclass
+class _Draft:
+    """The decision as it grows: tensors by the name reached so far."""
+
+    tensors: dict[str, StoredTensor]
+    dropped: list[Dropped]
+    why: list[str]
+    warnings: list[str]
+
+    def rename(self, names: Mapping[str, str | None], reason: str) -> None:
+        """Give each tensor its new name; None drops it for `reason`."""
+        renamed: dict[str, StoredTensor] = {}
+        for name, tensor in self.tensors.items():
+            new = names[name]
+            if new is None:
+                self.drop(tensor, reason)
+            elif new in renamed:
+                raise CheckpointError(
+                    f"{renamed[new].key!r} and {tensor.key!r} would both be called {new!r}",
+                    "The checkpoint holds more than one model: choose with --model-key, --include "
+                    "or --exclude; see `hubmerge inspect`.",
+                )
+            else:
+                renamed[new] = tensor
+        self.tensors = renamed
+
+    def drop(self, tensor: StoredTensor, reason: str) -> None:
+        self.dropped.append(Dropped(tensor.key, reason, tensor.size_bytes))
+
+
+def name_weights(
+    checkpoint: Checkpoint, options: NamingOptions = AUTOMATIC, truth: Truth | None = None
+) -> Naming:
     """Decide the name of every stored tensor, or why it is dropped.
 
     Raises:
         NoModelWeightsError: nothing in the checkpoint is part of a model.
+        CheckpointError: names collide, or tied tensors differ.
+        UsageError: an option does not fit this checkpoint.
     """
-    candidates, dropped = _split(checkpoint)
-    if not candidates:
-        raise _no_weights(checkpoint)
-    wrapped = _is_wrapped(candidates)
-    warnings = []
-    weights = []
-    for tensor in candidates:
-        name = tensor.key.removeprefix(f"{WRAPPER}.") if wrapped else tensor.key
-        weights.append(Weight.whole(name, tensor))
-    if wrapped and not any(w.name.startswith((f"{WRAPPER}.", "lm_head.")) for w in weights):
-        warnings.append(
-            f"stripped the prefix 'model.' from {len(weights)} keys "
-            f"(for example {candidates[0].key!r}); check the names with --dry-run"
-        )
-    layout = "state dict under 'model'" if wrapped else "bare state dict"
-    return Naming(weights, dropped, layout, warnings)
+    truth = truth or Truth()
+    draft = _choose(checkpoint, options)
+    draft.rename({name: unwrap(name) for name in draft.tensors}, "")
+    is_adapter = lora.has_adapter(draft.tensors)
+    if options.mode == "lora" and not is_adapter:
+        raise NoModelWeightsError("--mode lora: there is no LoRA tensor in this checkpoint")
+    if is_adapter and options.mode != "full":
+        return _name_adapter(draft, options)
+    if is_adapter:
+        draft.rename({name: lora.base_name(name) for name in draft.tensors}, "LoRA adapter")
+        draft.warnings.append("--mode full: the adapter is left out, not merged into the weights")
+    return _name_model(draft, options, truth)
 
 
-def _split(checkpoint: Checkpoint) -> tuple[list[StoredTensor], list[Dropped]]:
-    """Tensors that may be the model's, and the others with the reason."""
-    tensors = [t for t in checkpoint.tensors.values() if not _is_extra_state(t)]
-    roots = {_root(t) for t in tensors}
-    has_wrapper = WRAPPER in roots
-    candidates, dropped = [], []
+def _choose(checkpoint: Checkpoint, options: NamingOptions) -> _Draft:
+    """The tensors that may be the model's, by key without the root; the others with the reason."""
+    draft = _Draft({}, [], [], [])
+    tensors = [t for t in checkpoint.tensors.values() if "_extra_state" not in t.key.split(".")]
+    root, why = find_root(tensors)
+    if options.model_key is not None:
+        root, why = tuple(options.model_key.split(".")), f"--model-key {options.model_key}"
+    draft.why.append(why)
+    strip = ".".join((*root, ""))
     for tensor in checkpoint.tensors.values():
-        root = _root(tensor)
-        if _is_extra_state(tensor):
-            dropped.append(Dropped(tensor.key, "extra state", tensor.size_bytes))
-        elif root in _NOT_MODEL:
-            dropped.append(Dropped(tensor.key, f"{root} state", tensor.size_bytes))
-        elif has_wrapper and root != WRAPPER and not _belongs_beside(tensor, tensors):
-            dropped.append(Dropped(tensor.key, "not under 'model'", tensor.size_bytes))
-        elif not has_wrapper and not _looks_like_weight(tensor):
-            dropped.append(Dropped(tensor.key, "not a weight", tensor.size_bytes))
+        reason = _not_model(tensor, root, options)
+        if reason:
+            draft.drop(tensor, reason)
         else:
-            candidates.append(tensor)
-    return candidates, dropped
+            draft.tensors[tensor.key.removeprefix(strip) if root else tensor.key] = tensor
+    if not draft.tensors:
+        raise _no_weights(checkpoint)
+    return draft
 
 
-def _root(tensor: StoredTensor) -> str:
-    return tensor.path[0].partition(".")[0] if tensor.path else tensor.key.partition(".")[0]
+def _not_model(tensor: StoredTensor, root: tuple[str, ...], options: NamingOptions) -> str:
+    """Why a tensor is none of the model's; "" where it may be one."""
+    top = top_key(tensor)
+    reason = ""
+    if "_extra_state" in tensor.key.split("."):
+        reason = "extra state"
+    elif matches_any(options.exclude, tensor.key):
+        reason = "--exclude"
+    elif options.include:
+        reason = "" if matches_any(options.include, tensor.key) else "not in --include"
+    elif options.model_key is None and is_not_model(top):
+        reason = f"{top} state"
+    elif root and not is_under(tensor, root):
+        reason = f"not under '{'.'.join(root)}'"
+    elif not root and "." not in tensor.key:
+        reason = "not a weight"
+    return reason
 
 
-def _is_extra_state(tensor: StoredTensor) -> bool:
-    return "_extra_state" in tensor.key.split(".")
+def _name_adapter(draft: _Draft, options: NamingOptions) -> Naming:
+    draft.rename(lora.adapter_names(draft.tensors), "base model's weight, not the adapter's")
+    draft.rename(_renamed(draft.tensors, options), "")
+    draft.why.append("LoRA adapter of PEFT (its names have lora_A and lora_B)")
+    weights = [
+        _with_kept_dtype(Weight.whole(name, tensor), options)
+        for name, tensor in draft.tensors.items()
+    ]
+    files = {weight.name: lora.ADAPTER_NAME for weight in weights}
+    return Naming(weights, draft.dropped, "; ".join(draft.why), draft.warnings, files)
 
 
-def _is_flat(tensor: StoredTensor) -> bool:
-    """Was it saved under its own full key, in no dict inside the saved state?"""
-    return tensor.path is not None and len(tensor.path) == 1
+def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
+    return replace(
+        weight, dtype=Precision(options, None, None).dtype(weight.name, weight.name, weight.source)
+    )
 
 
-def _looks_like_weight(tensor: StoredTensor) -> bool:
-    return "." in tensor.key
+def _name_model(draft: _Draft, options: NamingOptions, truth: Truth) -> Naming:
+    family = _rename_titan(draft, truth.config)
+    known = truth.known_names()
+    if family is None:
+        _strip_prefix(draft, options, known)
+    stored = {name: Part.whole(tensor) for name, tensor in draft.tensors.items()}
+    if truth.same is not None:
+        draft.dropped += drop_tied(
+            stored, truth.config, truth.architecture, truth.reference, truth.same
+        )
+    layout = lay_out(stored, options.experts, truth.architecture, truth.reference)
+    precision = Precision(options, truth.architecture, truth.reference)
+    weights = []
+    for name, (name_in_memory, part) in layout.parts.items():
+        weight = part.weight(name)
+        boxes = family.parts(name_in_memory, weight.source, truth.config or {}) if family else None
+        dtype = precision.dtype(name, name_in_memory, weight.source)
+        weights.append(replace(weight, boxes=boxes or weight.boxes, dtype=dtype))
+    warnings = draft.warnings + layout.warnings
+    files = None
+    if truth.reference is not None:
+        different = differences((w.name for w in weights), truth.reference.files)
+        if different:
+            warnings.append(f"against the base model {truth.reference.label}: {different}")
+        if options.like_base_shards:
+            files = assign_files((w.name for w in weights), truth.reference)
+    return Naming(weights, draft.dropped, "; ".join(draft.why), warnings, files)
 
 
-def _belongs_beside(tensor: StoredTensor, tensors: list[StoredTensor]) -> bool:
-    """Is it a part of a bare state dict, beside keys that begin with `model.`?"""
-    return _looks_like_weight(tensor) and not _is_wrapped(tensors)
+def _strip_prefix(draft: _Draft, options: NamingOptions, known: Collection[str]) -> None:
+    """Bring the names to the model's own, by what is known of them."""
+    names = _renamed(draft.tensors, options)
+    if known:
+        rule, what, score = best_rule(list(names.values()), known)
+        draft.why.append(f"{what}: {score} of {len(names)} names are then the model's")
+    else:
+        prefix = default_prefix(list(names.values()))
+
+        def rule(name: str) -> str:
+            return name.removeprefix(prefix)
+
+        if prefix:
+            draft.why.append(f"the prefix {prefix!r} stripped")
+    draft.rename({name: rule(new) for name, new in names.items()}, "")
+    if not known and not any(n.startswith(("model.", "lm_head.")) for n in draft.tensors):
+        _warn_of_strange_names(draft)
 
 
-def _is_wrapped(tensors: Iterable[StoredTensor]) -> bool:
-    """Do the keys stand in a dict called 'model', as far as the checkpoint tells?"""
-    under = [t for t in tensors if _root(t) == WRAPPER]
-    if not under:
-        return False
-    if any(t.path is not None for t in under):
-        return not all(_is_flat(t) for t in under)
-    # No planner_data. `model.model.` is a wrapped model; a head beside `model.` is a bare one.
-    if any(t.key.startswith(("model.model.", "model.lm_head.")) for t in under):
-        return True
-    return not any(t.key.startswith("lm_head.") for t in tensors)
+def _warn_of_strange_names(draft: _Draft) -> None:
+    name, tensor = next(iter(draft.tensors.items()))
+    if tensor.key != name:
+        draft.warnings.append(
+            f"stripped the prefix {tensor.key.removesuffix(name)!r} from {len(draft.tensors)} keys "
+            f"(for example {tensor.key!r}); check the names with --dry-run"
+        )
+
+
+def _renamed(names: Collection[str], options: NamingOptions) -> dict[str, str]:
+    """Each name after the user's rules."""
+    rules = [parse_rename(rule) for rule in options.rename]
+    result = {}
+    for name in names:
+        new = name
+        for pattern, replacement in rules:
+            new = pattern.sub(replacement, new)
+        result[name] = new
+    return result
+
+
+def _rename_titan(draft: _Draft, config: Mapping[str, Any] | None) -> titan.Family | None:
+    """transformers' names for torchtitan's, where the checkpoint has those."""
+    if not titan.is_titan(draft.tensors):
+        return None
+    label, family = titan.family_of(config)
+    names: dict[str, str | None] = {}
+    for name in draft.tensors:
+        new = family.name(name)
+        if new is None and not name.endswith(family.not_weights or "\0"):
+            raise CheckpointError(
+                f"{name!r} is no name of torchtitan's {label}",
+                "Leave it out with --exclude if it is no weight.",
+            )
+        names[name] = new
+    draft.rename(names, "torchtitan's own state")
+    draft.why.append(f"torchtitan's {label} names")
+    return family
 
 
 def _no_weights(checkpoint: Checkpoint) -> NoModelWeightsError:
-    roots = Counter(_root(t) for t in checkpoint.tensors.values())
+    roots = Counter(top_key(t) for t in checkpoint.tensors.values())
     found = ", ".join(f"{root} ({count})" for root, count in roots.most_common(10)) or "none"
     return NoModelWeightsError(
         f"no model weights found; the top-level keys are: {found}",

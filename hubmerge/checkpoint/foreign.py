@@ -1,0 +1,77 @@
+"""Checkpoints of other tools, told by their files' names, and the tool that converts each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubmerge.errors import NotACheckpointError
+
+_MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreign:
+    """A tool's files: one file name that matches `pattern` is proof enough."""
+
+    tool: str
+    pattern: re.Pattern[str]
+    hint: str
+
+
+_FOREIGN = (
+    _Foreign(
+        "verl's own format",
+        re.compile(r"model_world_size_\d+_rank_\d+\.pt"),
+        "Use verl's merger: python -m verl.model_merger merge --backend fsdp "
+        "--local_dir FOLDER --target_dir OUT.",
+    ),
+    _Foreign(
+        "a DeepSpeed checkpoint",
+        re.compile(r"(bf16_|fp16_)?zero_pp_rank_\d+_.*\.pt|mp_rank_\d+_model_states\.pt"),
+        "Use DeepSpeed's own script, which lies beside it: python zero_to_fp32.py FOLDER OUT.",
+    ),
+    _Foreign(
+        "a Megatron-LM checkpoint",
+        re.compile(r"latest_checkpointed_iteration\.txt|model_optim_rng\.pt|distrib_optim\.pt"),
+        "Use Megatron Bridge (AutoBridge.export_ckpt), or Megatron-LM's "
+        "tools/checkpoint/convert.py.",
+    ),
+    _Foreign(
+        "one file per rank, written by accelerate without torch.distributed.checkpoint",
+        re.compile(r"pytorch_model_fsdp_\d+_rank_?\d+\.bin"),
+        "Save with the FSDP plugin's SHARDED_STATE_DICT and use_dcp=True.",
+    ),
+)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises NotACheckpointError where `folder` holds another tool's checkpoint."""
+    if not folder.is_dir():
+        return
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise NotACheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
+    for foreign in _FOREIGN:
+        match = next(filter(foreign.pattern.fullmatch, names), None)
+        if match is not None:
+            raise NotACheckpointError(f"{folder}: is {foreign.tool} ({match})", foreign.hint)
+    if "metadata.json" in names and _is_megatron(folder / "metadata.json"):
+        raise NotACheckpointError(
+            f"{folder}: is a Megatron distributed checkpoint (metadata.json names its backend)",
+            "Its layers are stacked and its attention is fused: use Megatron Bridge "
+            "(AutoBridge.export_ckpt), or NeMo's export for a NeMo checkpoint.",
+        )
+
+
+def _is_megatron(path: Path) -> bool:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            return False
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "sharded_backend" in value

@@ -1,0 +1,167 @@
+"""What transformers knows about a model from its config alone: names, ties, precision, conversions.
+
+The only module that touches transformers' conversion mapping, which is documented but young:
+`tests/test_names_experts.py` fails when it changes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hubmerge.assets import CONFIG, Assets
+from hubmerge.checkpoint.model import StoredTensor
+from hubmerge.names.parts import Part
+
+# What transformers does to tensors on the way in that is cutting or reordering on the way back.
+_SLICING = {"MergeModulelist", "Concatenate", "Transpose"}
+
+
+class UnknownArchitectureError(Exception):
+    """transformers cannot build the model; the message says why."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without weights.
+
+    Attributes:
+        model: on the meta device.
+        names: its own names, with their shapes, as a training run holds them in memory.
+        ties: names that share another's tensor, and that other.
+    """
+
+    model: Any
+    names: dict[str, tuple[int, ...]]
+    ties: dict[str, str]
+
+    @property
+    def model_class(self) -> Any:
+        return type(self.model)
+
+    def to_hub(self, stored: Mapping[str, Part]) -> dict[str, Part]:
+        """What `save_pretrained` would make of these, by the names of the Hub's layout."""
+        return _revert(self.model, dict(stored))
+
+    @cached_property
+    def hub_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The names that `save_pretrained` gives, ties included, with their shapes."""
+        own = {
+            name: Part.whole(StoredTensor(name, "", shape, ()))
+            for name, shape in self.names.items()
+        }
+        return {name: part.shape for name, part in self.to_hub(own).items()}
+
+    def stays_fp32(self, name: str) -> bool:
+        """Does transformers want this tensor, by its name in memory, in fp32?"""
+        patterns = (self.model._keep_in_fp32_modules or set()) | (
+            self.model._keep_in_fp32_modules_strict or set()
+        )
+        return any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns)
+
+
+def load_architecture(assets: Assets, *, trust_remote_code: bool) -> Architecture:
+    """Build the model that the assets' config describes, without memory for its weights.
+
+    Raises:
+        UnknownArchitectureError: transformers does not know it, or its config is not usable.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        write_config(assets, Path(folder), with_code=trust_remote_code)
+        try:
+            model = _build(Path(folder), trust_remote_code=trust_remote_code)
+        except UnknownArchitectureError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a config makes a model's code raise
+            reason = str(error).strip().partition("\n")[0]
+            raise UnknownArchitectureError(f"{type(error).__name__}: {reason}") from None
+    names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Architecture(model, names, dict(getattr(model, "all_tied_weights_keys", None) or {}))
+
+
+def write_config(assets: Assets, folder: Path, *, with_code: bool) -> None:
+    """Put the config into `folder`, and the model's own code only where that may be run."""
+    for asset in assets.files:
+        if asset.name == CONFIG or (with_code and asset.name.endswith(".py")):
+            (folder / asset.name).write_bytes(asset.read())
+
+
+def _build(folder: Path, *, trust_remote_code: bool) -> Any:
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    model_class = _model_class(config)
+    with torch.device("meta"):
+        if model_class is not None:
+            return model_class(config)
+        if trust_remote_code:
+            for kind in config.auto_map if getattr(config, "auto_map", None) else ():
+                if kind.startswith("AutoModel"):
+                    auto = getattr(transformers, kind)
+                    return auto.from_config(config, trust_remote_code=True)
+    named = ", ".join(config.architectures or ()) or config.model_type
+    raise UnknownArchitectureError(f"transformers has no class {named}")
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+
+    if config.architectures:
+        return getattr(transformers, config.architectures[0], None)
+    for mapping in (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        transformers.MODEL_MAPPING,
+    ):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    return None
+
+
+def _revert(model: Any, stored: dict[str, Part]) -> dict[str, Part]:
+    """transformers' own way back from memory to the Hub's layout, on parts in place of tensors.
+
+    Rules that are more than slices (two tensors made one) are left out, so that those tensors keep
+    their names in memory: transformers loads either, and the loader's own verdict follows.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, revert_weight_conversion
+
+    rules = [
+        rule
+        for rule in get_model_conversion_mapping(model, add_legacy=False)
+        if not isinstance(
+            rule, PrefixChange
+        )  # as transformers does for a model not loaded from one
+        and {type(op).__name__ for op in getattr(rule, "operations", ())} <= _SLICING
+    ]
+    if not rules:
+        return stored
+    model._weight_conversions = rules
+    try:
+        return dict(revert_weight_conversion(model, stored))
+    finally:
+        del model._weight_conversions
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar and no log line from transformers: its verdict is read, not watched."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL + 1)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

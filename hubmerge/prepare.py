@@ -1,0 +1,167 @@
+"""From a folder and options to a plan that the model's own loader has accepted.
+
+    locate -> read -> what is known of the model -> names -> plan -> assets -> the loader's verdict
+
+transformers is only asked where there is a config, and only then imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from hubmerge.assets import CONFIG, Assets, collect_assets
+from hubmerge.checkpoint.locate import Located, locate
+from hubmerge.checkpoint.metadata import read_checkpoint
+from hubmerge.checkpoint.model import Checkpoint, StoredTensor
+from hubmerge.checkpoint.records import DataFiles
+from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
+from hubmerge.names.lora import ADAPTER_CONFIG, find_adapter_config
+from hubmerge.names.model import Naming
+from hubmerge.names.options import NamingOptions
+from hubmerge.names.reference import differences, find_base_model, read_reference
+from hubmerge.names.rules import Truth, name_weights
+from hubmerge.names.verdict import check_with_loader
+from hubmerge.plan import Plan, make_plan, plan_as_stored
+from hubmerge.stream import same_elements
+
+# An adapter's repository has the config of PEFT, not that of a model.
+_NOT_FOR_ADAPTERS = frozenset({CONFIG, "generation_config.json"})
+
+
+class _Known(NamedTuple):
+    """What is known of the model, and what could not be found out."""
+
+    truth: Truth
+    warnings: list[str]
+
+
+def prepare(
+    load_dir: Path,
+    assets_dir: Path | None,
+    options: NamingOptions,
+    *,
+    dtype: str,
+    shard_size: int,
+) -> tuple[Plan, Assets]:
+    """Plan the conversion of whatever `load_dir` points at.
+
+    No tensor is read but those that the config ties, and they only to be compared.
+
+    Raises:
+        HubmergeError: one of the tree in `hubmerge.errors`.
+    """
+    located = locate(load_dir)
+    checkpoint = read_checkpoint(located.folder)
+    known = _what_is_known(checkpoint, assets_dir, options)
+    naming = name_weights(checkpoint, options, known.truth)
+    if located.layout:
+        naming = replace(naming, layout=f"{located.layout}; {naming.layout}")
+    naming.warnings[:0] = [*located.notes, *known.warnings]
+    plan = make_plan(
+        checkpoint,
+        naming,
+        dtype=dtype,
+        shard_size=shard_size,
+        allow_overflow=options.allow_overflow,
+    )
+    if plan.is_adapter:
+        return plan, _adapter_assets(plan, located, assets_dir, options)
+    assets = collect_assets(assets_dir, plan.main_dtype)
+    if options.check_model:
+        _check(plan, naming, known.truth, options)
+    return plan, assets
+
+
+def _what_is_known(
+    checkpoint: Checkpoint, assets_dir: Path | None, options: NamingOptions
+) -> _Known:
+    base_dir = find_base_model(options.base_model) if options.base_model is not None else None
+    warnings: list[str] = []
+    if options.base_model is not None and base_dir is None:
+        warnings.append(
+            f"the names cannot be compared with those of {options.base_model}, which is not in the "
+            f"local cache; hf download {options.base_model} --include '*.json' puts them there"
+        )
+    folders = [folder for folder in (base_dir, assets_dir) if folder is not None]
+    reference = next(filter(None, map(read_reference, folders)), None)
+    if reference is None and options.like_base_shards:
+        raise UsageError(
+            "--like-base-shards: neither --base-model nor the assets folder holds a safetensors "
+            "index, or a safetensors file that can be read",
+            "Name one with --base-model.",
+        )
+    if reference is not None and base_dir is not None:
+        reference = replace(reference, label=options.base_model or "")
+    files = DataFiles(checkpoint.folder)
+
+    def same(left: StoredTensor, right: StoredTensor) -> bool:
+        return same_elements(plan_as_stored(left), plan_as_stored(right), files)
+
+    config_assets = _with_config(assets_dir, base_dir)
+    architecture = _architecture(config_assets, options, warnings) if config_assets else None
+    config = config_assets.config if config_assets else None
+    return _Known(Truth(config, architecture, reference, same, config_assets), warnings)
+
+
+def _with_config(*folders: Path | None) -> Assets | None:
+    """The assets of the first folder that has a config."""
+    for folder in folders:
+        if folder is not None:
+            assets = collect_assets(folder, None)
+            if assets.config is not None:
+                return assets
+    return None
+
+
+def _architecture(
+    assets: Assets, options: NamingOptions, warnings: list[str]
+) -> Architecture | None:
+    try:
+        return load_architecture(assets, trust_remote_code=options.trust_remote_code)
+    except UnknownArchitectureError as error:
+        warnings.append(
+            f"the names cannot be checked: transformers cannot build this model ({error})"
+        )
+        return None
+
+
+def _check(plan: Plan, naming: Naming, truth: Truth, options: NamingOptions) -> None:
+    """The loader's verdict where there can be one, else the base model's."""
+    if truth.architecture is not None and truth.assets is not None:
+        check_with_loader(
+            plan.shards,
+            plan.index,
+            truth.assets,
+            truth.architecture,
+            trust_remote_code=options.trust_remote_code,
+        )
+    elif truth.reference is not None:
+        different = differences((w.name for w in naming.weights), truth.reference.files)
+        if different:
+            raise CheckpointError(
+                f"these are not the names of the base model {truth.reference.label}: {different}",
+                "Correct them with --rename or --model-key; --no-check-model converts them so.",
+            )
+
+
+def _adapter_assets(
+    plan: Plan, located: Located, assets_dir: Path | None, options: NamingOptions
+) -> Assets:
+    """The tokenizer where there is one, and PEFT's config."""
+    files = collect_assets(assets_dir, plan.main_dtype).files if assets_dir is not None else ()
+    kept = [asset for asset in files if asset.name not in _NOT_FOR_ADAPTERS]
+    folders = [*_beside(located.folder), *([assets_dir] if assets_dir is not None else [])]
+    config = find_adapter_config(options.adapter_config_path, folders)
+    if config is None:
+        missing = f"no {ADAPTER_CONFIG}: PeftModel cannot load the adapter"
+        return Assets(tuple(kept), None, (f"{missing}; give --adapter-config-path",))
+    return Assets((*kept, config), None, ())
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    """The checkpoint's folder, and the step and the run that it is in."""
+    yield from (folder, *folder.absolute().parents[:3])

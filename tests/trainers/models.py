@@ -1,0 +1,144 @@
+"""One tiny random model for each architecture that names are tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Model = Any
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+
+
+def llama(**changes: Any) -> Model:
+    """Dense, untied."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**(_TEXT | changes)))
+
+
+def qwen3(**changes: Any) -> Model:
+    """Dense, with norms of queries and keys."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**(_TEXT | {"head_dim": 8} | changes)))
+
+
+def qwen3_moe(**changes: Any) -> Model:
+    """Stacked experts in memory, one tensor each on the Hub."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = _TEXT | _EXPERTS | {"head_dim": 8, "num_experts": 4}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**(sizes | changes)))
+
+
+def mixtral(**changes: Any) -> Model:
+    """The Hub has other names: `block_sparse_moe.experts.0.w1`."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM(MixtralConfig(**(_TEXT | {"num_local_experts": 4} | changes)))
+
+
+def deepseek_v3(**changes: Any) -> Model:
+    """A dense layer and one of experts, latent attention, a router's bias that stays fp32."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    sizes = _TEXT | _EXPERTS | {
+        "num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2,
+        "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    }  # fmt: skip
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**(sizes | changes)))
+
+
+def gemma3(**changes: Any) -> Model:
+    """Tied embeddings."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = _TEXT | {"head_dim": 8, "sliding_window": 16}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**(sizes | changes)))
+
+
+def gpt_oss(**changes: Any) -> Model:
+    """Stacked experts on the Hub too."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    sizes = _TEXT | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return GptOssForCausalLM(GptOssConfig(**(sizes | changes)))
+
+
+def llava(**changes: Any) -> Model:
+    """Vision and language; the Hub has older names for the language model."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        image_size=16, patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    text = LlamaConfig(**(_TEXT | changes))
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)
+    return LlavaForConditionalGeneration(config)
+
+
+def mamba(**changes: Any) -> Model:
+    """No attention; tied to `backbone.embeddings`, and A_log beside."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2}
+    return MambaForCausalLM(MambaConfig(**(sizes | changes)))
+
+
+ARCHITECTURES: dict[str, Callable[..., Model]] = {
+    build.__name__: build
+    for build in (
+        llama, qwen3, qwen3_moe, mixtral, deepseek_v3, gemma3, gpt_oss, llava, mamba,
+    )
+}  # fmt: skip
+
+
+def build(name: str, **changes: Any) -> Model:
+    """The architecture of this name with random weights, none of them as they were initialized.
+
+    Norms are initialized to one and biases to zero: two of them that changed places would show in
+    no logit.
+    """
+    torch.manual_seed(7)
+    model = ARCHITECTURES[name](**changes).eval()
+    with torch.no_grad():
+        for tensor in {id(t): t for t in model.state_dict().values()}.values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn_like(tensor) * 0.05)
+    return model
+
+
+def logits(model: Model) -> torch.Tensor:
+    """What the model says to a few fixed inputs, an image among them where it can see."""
+    tokens = torch.arange(3, 35).reshape(2, 16)
+    inputs: dict[str, Any] = {"input_ids": tokens}
+    if hasattr(model.config, "vision_config"):
+        tokens = tokens.clone()
+        tokens[:, 1:5] = 63  # four patches of an image
+        pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        inputs = {"input_ids": tokens, "pixel_values": pixels.to(model.dtype)}
+    with torch.no_grad():
+        result: torch.Tensor = model(**inputs).logits
+    return result
