@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from hubmerge.assets import Assets
+from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.convert import ConvertResult, convert_plan
 from hubmerge.errors import UsageError
@@ -49,7 +50,8 @@ def inspect(load_dir: str | Path) -> Inspection:
     Raises:
         NotACheckpointError, CheckpointError, UnsafeInputError: it cannot be described.
     """
-    return inspect_checkpoint(read_checkpoint(Path(load_dir)))
+    located = locate(Path(load_dir))
+    return inspect_checkpoint(read_checkpoint(located.folder), located)
 
 
 def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, Assets]:

@@ -41,7 +41,7 @@ load_dir_option = click.option(
     "--load-dir",
     required=True,
     type=_PATH,
-    help="The checkpoint: the folder with .metadata and the .distcp files.",
+    help="The checkpoint: its own folder, a step's, or a whole run's (its newest step).",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
@@ -91,11 +91,55 @@ _WHAT = (
         show_default=True,
         help="What floating tensors become; auto leaves them as stored.",
     ),
-    click.option("--base-model", help="The model that was trained from: a Hub id or a folder."),
     click.option("--license", help="The model's license, for its card."),
     click.option("--card", type=_PATH, help="A model card of your own; its text stays."),
 )
-_NAMING = ("base_model",)
+_NAMES = (
+    click.option("--base-model", help="The model that was trained from: a Hub id or a folder."),
+    click.option("--model-key", help="The dict that holds the model, as in app.model."),
+    click.option("--include", multiple=True, help="Regex: only checkpoint keys that match."),
+    click.option("--exclude", multiple=True, help="Regex: leave out checkpoint keys that match."),
+    click.option(
+        "--rename",
+        multiple=True,
+        metavar="REGEX=>NEW",
+        help="Change names, after wrappers are stripped; may be given again.",
+    ),
+    click.option(
+        "--experts",
+        type=click.Choice(["auto", "fused", "split"]),
+        default="auto",
+        show_default=True,
+        help="Stacked experts: as on the Hub, as stored, or one tensor for each.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(["auto", "full", "lora"]),
+        default="auto",
+        show_default=True,
+        help="Publish the model or the LoRA adapter; auto looks for one.",
+    ),
+    click.option(
+        "--adapter-config-path",
+        type=_PATH,
+        help="The adapter_config.json of a LoRA run.  [default: beside the checkpoint]",
+    ),
+    click.option(
+        "--like-base-shards", is_flag=True, help="Each tensor in the file it has in the base model."
+    ),
+    click.option("--keep-dtype", multiple=True, help="Regex: names that stay as they are stored."),
+    click.option("--allow-overflow", is_flag=True, help="Let float16 values become infinite."),
+    click.option(
+        "--check-model/--no-check-model",
+        default=True,
+        help="Ask transformers' loader for its verdict on the names first.  [default: check]",
+    ),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run the model's own code from the assets folder for that check.",
+    ),
+)
 
 
 def push_options(command: F) -> F:
@@ -105,7 +149,7 @@ def push_options(command: F) -> F:
 
 def convert_options(command: F) -> F:
     """What is published."""
-    return _add(command, _WHAT)
+    return _add(command, _WHAT + _NAMES)
 
 
 def _add(command: F, options: tuple[Callable[[F], F], ...]) -> F:
@@ -129,8 +173,8 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     if not options["no_push"] and (options["save_dir"] or options["overwrite"]):
         raise UsageError("--save-dir and --overwrite need --no-push")
     where = {name: options[name] for name in _names(_WHERE)}
-    what = {name: options[name] for name in _names(_WHAT) if name not in _NAMING}
-    what["naming"] = NamingOptions(**{name: options[name] for name in _NAMING})
+    what = {name: options[name] for name in _names(_WHAT)}
+    what["naming"] = NamingOptions(**{name: options[name] for name in _names(_NAMES)})
     return where, what
 
 

@@ -7,13 +7,16 @@ import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from hubmerge.checkpoint.locate import Located
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import HubmergeError, NoModelWeightsError
+from hubmerge.names.model import Naming
 from hubmerge.names.rules import name_weights
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp|shard-(\d+)-.*\.safetensors")
 _LARGEST = 10
+_FIRST = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A summary of a checkpoint."""
+    """A summary of a checkpoint.
+
+    Attributes:
+        layout: whose layout it is and why, or why the names cannot be told.
+        names: the first stored keys and the names that they get without a config or base model.
+        notes: how the checkpoint was found in the folder that was given, and warnings.
+    """
 
     load_dir: str
     groups: tuple[Group, ...]
@@ -39,14 +48,17 @@ class Inspection:
     file_bytes: int
     format: str
     layout: str
+    names: tuple[dict[str, str], ...]
+    notes: tuple[str, ...]
     largest: tuple[dict[str, object], ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
-def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
     """Summarize `checkpoint`; reads only the first bytes of one data file."""
+    naming = _naming(checkpoint)
     tensors = sorted(checkpoint.tensors.values(), key=lambda t: t.size_bytes, reverse=True)
     ranks = {next(filter(None, m.groups())) for m in map(_RANK.fullmatch, checkpoint.files) if m}
     return Inspection(
@@ -56,7 +68,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         files=len(checkpoint.files),
         file_bytes=sum(checkpoint.files.values()),
         format=_format(checkpoint),
-        layout=_layout(checkpoint),
+        layout="; ".join(filter(None, (located.layout, naming.layout))),
+        names=tuple({"key": w.source.key, "name": w.name} for w in naming.weights[:_FIRST]),
+        notes=(*located.notes, *naming.warnings),
         largest=tuple(
             {"key": t.key, "shape": t.shape, "dtype": t.dtype, "size_bytes": t.size_bytes}
             for t in tensors[:_LARGEST]
@@ -95,14 +109,17 @@ def _format(checkpoint: Checkpoint) -> str:
     if not chunks or not chunks[0].is_record:
         return "safetensors"
     try:
-        is_zip = DataFiles(checkpoint.folder).starts_with_record(chunks[0].file)
+        is_zip = DataFiles(checkpoint.folder).is_record(chunks[0])
     except HubmergeError as error:
         return f"unknown ({error})"
     return "torch.save records" if is_zip else "safetensors"
 
 
-def _layout(checkpoint: Checkpoint) -> str:
+def _naming(checkpoint: Checkpoint) -> Naming:
+    """The names as far as the checkpoint alone tells them."""
     try:
-        return name_weights(checkpoint).layout
+        return name_weights(checkpoint)
     except NoModelWeightsError:
-        return "no model weights"
+        return Naming([], [], "no model weights")
+    except HubmergeError as error:  # a conversion, which knows more, may still work
+        return Naming([], [], f"names not told: {error}", [error.hint] if error.hint else [])

@@ -28,7 +28,9 @@ from hubmerge.plan import INDEX_NAME
 from hubmerge.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
 
 JOURNAL = ".hubmerge.journal"
-_SHARD_NAME = re.compile(rf"model(-\d{{5,}}-of-\d{{5,}})?\.safetensors({PARTIAL_SUFFIX})?")
+_SHARD_NAME = re.compile(
+    rf"(?:adapter_)?model(-\d{{5,}}-of-\d{{5,}})?\.safetensors({PARTIAL_SUFFIX})?"
+)
 
 
 class OutputFolder:

@@ -110,6 +110,7 @@ def inspection_to_text(inspection: Inspection) -> str:
         f"layout: {inspection.layout}",
         f"stored: {inspection.files} files by {inspection.ranks} ranks, "
         f"{human_bytes(inspection.file_bytes)}, {inspection.format}",
+        *(f"note: {note}" for note in inspection.notes),
         "",
         f"{'top-level key':<24} {'tensors':>8} {'objects':>8} {'parameters':>18} {'bytes':>10}"
         "  dtypes",
@@ -119,6 +120,9 @@ def inspection_to_text(inspection: Inspection) -> str:
         f"{human_bytes(g.size_bytes):>10}  {', '.join(g.dtypes)}"
         for g in inspection.groups
     ]
+    if inspection.names:
+        lines += ["", "first names, and what they become:"]
+        lines += [f"  {name['key']} -> {name['name']}" for name in inspection.names]
     lines += ["", "largest tensors:"]
     for tensor in inspection.largest:
         size = human_bytes(float(str(tensor["size_bytes"])))

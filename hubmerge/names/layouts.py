@@ -13,12 +13,12 @@ from hubmerge.checkpoint.model import StoredTensor
 
 WRAPPER = "model"
 
-# Dicts that hold the model, by the keys that lead to it, and who writes that. The first whose keys
-# are there is taken.
+# Dicts that hold the model, by the keys that lead to it, and who writes that where it is not many.
+# The first whose keys are there is taken.
 MODEL_ROOTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("app", "model"), "prime-rl"),
     (("dcp", "model"), "AReaL"),
-    ((WRAPPER,), "VeOmni, accelerate, Lightning FSDP and most others"),
+    ((WRAPPER,), ""),
     (("state_dict",), "Lightning ModelParallel"),
 )
 
@@ -56,7 +56,7 @@ def find_root(tensors: list[StoredTensor]) -> tuple[tuple[str, ...], str]:
     for root, writers in MODEL_ROOTS:
         under = [t for t in tensors if is_under(t, root)]
         if under and (root != (WRAPPER,) or _is_wrapped(tensors)):
-            return root, f"state dict under '{'.'.join(root)}' ({writers})"
+            return root, f"state dict under '{'.'.join(root)}'" + f" ({writers})" * bool(writers)
     roots = {top_key(t) for t in tensors if not is_not_model(top_key(t))}
     nested = [t for t in tensors if t.path is not None and len(t.path) > 1]
     if len(roots) == 1 and len(nested) == len(tensors):

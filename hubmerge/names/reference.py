@@ -5,6 +5,7 @@ Read from the index and the headers of its safetensors files; no tensor is read,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from hubmerge.safetensors_header import read_header
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
+_FILE = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 _MOST_LISTED = 10
 
 # Beyond this many names, the search for similar ones would take longer than the conversion.
@@ -125,7 +127,8 @@ def assign_files(names: Iterable[str], reference: Reference) -> dict[str, str]:
     """The base model's file for each name.
 
     Raises:
-        CheckpointError: the base model lacks a name, or has files that the Hub would not know.
+        CheckpointError: the base model lacks a name.
+        UsageError: its files have names that are not the Hub's.
     """
     files = {}
     unknown = []
@@ -133,6 +136,8 @@ def assign_files(names: Iterable[str], reference: Reference) -> dict[str, str]:
         file = reference.files.get(name)
         if file is None:
             unknown.append(name)
+        elif not _FILE.fullmatch(file):
+            raise UsageError(f"--like-base-shards: {file!r} is no name for a file of weights")
         else:
             files[name] = file
     if unknown:

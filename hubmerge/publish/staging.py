@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 BRANCH_PREFIX = "hubmerge/"
 _RECORD = re.compile(r"<!-- hubmerge (\{.*\}) -->")
-_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
+_WEIGHTS = re.compile(r"(?:adapter_)?model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 # How far back in the target's history its newest record is looked for.
 _COMMITS_SEARCHED = 50
