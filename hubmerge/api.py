@@ -72,6 +72,7 @@ def convert(
     load_dir: str | Path,
     save_dir: str | Path | None = None,
     *,
+    repo_id: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
     ranks: Ranks = ALONE,
@@ -85,6 +86,7 @@ def convert(
         load_dir: the folder with `.metadata` and the data files; never modified, but for
             `save_dir` if that is inside it.
         save_dir: `hf_ckpt` inside `load_dir` if None.
+        repo_id: where it will be published, for the model card.
         overwrite: replace a model that `save_dir` already holds.
         progress: told what happens; silent by default.
         ranks: the processes that share the work; each of them calls this.
@@ -100,6 +102,7 @@ def convert(
         assets,
         Path(save_dir) if save_dir is not None else Path(load_dir) / "hf_ckpt",
         card=_card_options(options),
+        repo_id=repo_id,
         overwrite=overwrite,
         progress=progress,
         ranks=ranks,

@@ -18,7 +18,7 @@ from hubmerge.cli_options import convert_options, json_option, load_dir_option, 
 from hubmerge.errors import HubmergeError, UsageError
 from hubmerge.ranks import ALONE, Ranks, current_ranks
 
-_RESUMES = "The same command resumes where this run ended."
+_RESUMES = "; the same command resumes where this run ended"
 
 
 class _Terminated(BaseException):
@@ -39,18 +39,18 @@ def main() -> NoReturn:
         ranks = current_ranks()
         code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=ranks) or 0
     except HubmergeError as error:
+        ranks.fail(error)
         if os.environ.get("HF_DEBUG"):
             raise
-        ranks.fail(error)
         code = _fail(ranks, str(error), error.hint, error.exit_code)
     except click.ClickException as error:
         if ranks.rank == 0:
             error.show()
         code = UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code = _fail(ranks, "interrupted", _RESUMES, 130)
+        code = _fail(ranks, "interrupted" + _RESUMES, "", 130)
     except _Terminated:
-        code = _fail(ranks, "terminated", _RESUMES, 143)
+        code = _fail(ranks, "terminated" + _RESUMES, "", 143)
     except BrokenPipeError:
         # Whoever read our output has gone; say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,6 +113,7 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
             result = api.convert(
                 options["load_dir"],
                 options["save_dir"],
+                repo_id=options["repo_id"],
                 overwrite=options["overwrite"],
                 progress=bars,
                 ranks=ranks,

@@ -65,7 +65,9 @@ _WHERE = (
     click.option("--clean", is_flag=True, help="Remove staging branches that other runs left."),
 )
 _LOCAL = (
-    click.option("--no-push", is_flag=True, help="Write a folder and leave the Hub alone."),
+    click.option(
+        "--no-push", is_flag=True, help="Write the folder that would be pushed, and push nothing."
+    ),
     click.option(
         "--save-dir", type=_PATH, help="The folder of --no-push.  [default: LOAD_DIR/hf_ckpt]"
     ),
@@ -168,8 +170,6 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
     if not options["no_push"] and options["repo_id"] is None:
         raise UsageError("--repo-id is missing", "Give ORG/NAME, or --no-push to stay local.")
-    if options["no_push"] and options["repo_id"] is not None:
-        raise UsageError("--repo-id and --no-push exclude each other")
     if not options["no_push"] and (options["save_dir"] or options["overwrite"]):
         raise UsageError("--save-dir and --overwrite need --no-push")
     where = {name: options[name] for name in _names(_WHERE)}

@@ -47,11 +47,15 @@ def convert_plan(
     save_dir: Path,
     *,
     card: CardOptions,
+    repo_id: str | None = None,
     overwrite: bool,
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> ConvertResult:
     """Write the planned files, the assets and the card into `save_dir`.
+
+    Args:
+        repo_id: where it will be published; the card says so.
 
     Raises:
         UsageError: the folder already holds a model and `overwrite` is false.
@@ -64,7 +68,7 @@ def convert_plan(
     folder = None
     if ranks.rank == 0:
         small = {asset.name: asset.read() for asset in assets.files}
-        small[CARD] = make_card(plan, assets.config, card, None).encode()
+        small[CARD] = make_card(plan, assets, card, repo_id).encode()
         shard_bytes = sum(shard.size_bytes for shard in plan.shards)
         needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
         digest = fingerprint(plan, files)

@@ -34,6 +34,8 @@ class Ranks:
 
     rank = 0
     count = 1
+    local_count = 1
+    """Processes on this machine."""
 
     def share(self, shards: Sequence[PlannedShard]) -> list[PlannedShard]:
         """This rank's part of the shards, balanced by bytes, in the given order."""
@@ -67,6 +69,7 @@ class TorchrunRanks(Ranks):
         import torch.distributed as dist
 
         self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         # torchrun's agent keeps the store, unless it says that rank 0 must.
         agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = dist.TCPStore(  # type: ignore[attr-defined]

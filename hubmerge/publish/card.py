@@ -5,12 +5,19 @@ The text depends on the plan and the options alone, so that a rerun makes the sa
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yaml import YAMLError
+
+from hubmerge.assets import Assets
+from hubmerge.errors import UsageError
+from hubmerge.names.lora import ADAPTER_CONFIG
 from hubmerge.plan import Plan
 from hubmerge.report import human_bytes
 
@@ -22,6 +29,19 @@ MARK = "<!-- Written by hubmerge; remove this line to keep your own changes. -->
 CARD = "README.md"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TOKENIZERS = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "sentencepiece.model",
+        "tekken.json",
+    }
+)
 _STEP = re.compile(r"(?:global_step|checkpoint|step|ckpt-step|epoch_\d+_step)[_-]?(\d+)")
 
 
@@ -38,21 +58,23 @@ class CardOptions:
     text: str | None = None
 
 
-def make_card(
-    plan: Plan, config: dict[str, Any] | None, options: CardOptions, repo_id: str | None
-) -> str:
+def make_card(plan: Plan, assets: Assets, options: CardOptions, repo_id: str | None) -> str:
     """The card's whole text.
 
     Args:
         repo_id: where it is published; None in a local folder.
+
+    Raises:
+        UsageError: the user's own card has metadata that is no YAML.
     """
-    metadata = _metadata(config, options)
-    if options.text is not None:
-        return _fill_in(options.text, metadata)
     from huggingface_hub import ModelCard, ModelCardData
 
-    body = _body(plan, config or {}, metadata, repo_id)
-    card: ModelCard = ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}")
+    about = _about(plan, assets, options)
+    if options.text is not None:
+        return _fill_in(options.text, about.metadata)
+    body = _body(plan, about, repo_id)
+    header = ModelCardData(**about.metadata).to_yaml()
+    card: ModelCard = ModelCard(f"---\n{header}\n---\n\n{body}")
     return str(card)
 
 
@@ -61,54 +83,105 @@ def is_ours(text: str) -> bool:
     return MARK in text
 
 
-def _metadata(config: dict[str, Any] | None, options: CardOptions) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["hubmerge"]}
-    base_model = options.base_model or _base_model(config or {})
-    if base_model:
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What the card says of the model.
+
+    Attributes:
+        auto_class: loads it.
+        config: the model's, or the adapter's.
+        metadata: the card's own.
+    """
+
+    auto_class: str
+    config: dict[str, Any]
+    files: frozenset[str]
+    metadata: dict[str, Any]
+
+
+def _about(plan: Plan, assets: Assets, options: CardOptions) -> _About:
+    config = assets.config or {}
+    if plan.is_adapter:
+        found = [asset for asset in assets.files if asset.name == ADAPTER_CONFIG]
+        config = json.loads(found[0].read()) if found else {}
+    base_model = options.base_model or _base_model(config)
+    auto_class = _adapter_class(config) if plan.is_adapter else _auto_class(config)
+    metadata: dict[str, Any] = {
+        "library_name": "peft" if plan.is_adapter else "transformers",
+        "tags": ["hubmerge", "lora"] if plan.is_adapter else ["hubmerge"],
+    }
+    if base_model and _HUB_ID.fullmatch(base_model) and not Path(base_model).exists():
         metadata["base_model"] = base_model
+        if plan.is_adapter:
+            metadata["base_model_relation"] = "adapter"
     if options.license:
         metadata["license"] = options.license
-    if _auto_class(config or {}) == "AutoModelForCausalLM":
+    if auto_class.endswith("ForCausalLM"):
         metadata["pipeline_tag"] = "text-generation"
-    return metadata
+    return _About(auto_class, config, frozenset(asset.name for asset in assets.files), metadata)
 
 
 def _base_model(config: dict[str, Any]) -> str | None:
-    """The config's `_name_or_path` where it is a Hub id and no path of somebody's machine."""
-    name = config.get("_name_or_path")
-    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
+    """What the config says that it was trained from, be it a Hub id or a path."""
+    name = config.get("base_model_name_or_path") or config.get("_name_or_path")
+    return name if isinstance(name, str) else None
 
 
 def _fill_in(text: str, metadata: dict[str, Any]) -> str:
+    """The user's card, its own metadata and every byte below it kept."""
     from huggingface_hub import ModelCard
 
-    card: ModelCard = ModelCard(text)
-    for name, value in metadata.items():
-        if card.data.get(name) is None:
-            card.data[name] = value
-    return str(card)
+    try:
+        card: ModelCard = ModelCard(text)
+    except (ValueError, YAMLError) as error:
+        raise UsageError(
+            f"the model card's metadata cannot be read: {' '.join(str(error).split())}",
+            "Mend the block between the two lines of --- at its top.",
+        ) from None
+    missing = {name: value for name, value in metadata.items() if card.data.get(name) is None}
+    if not missing:
+        return text
+    for name, value in missing.items():
+        card.data[name] = value
+    header = re.match(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", text, re.DOTALL)
+    body = text[header.end() :] if header else "\n\n" + text
+    return f"---\n{card.data.to_yaml()}\n---{body}"
+
+
+def _adapter_class(config: dict[str, Any]) -> str:
+    """PEFT's class for the task that the adapter's config names."""
+    tasks = {
+        "CAUSAL_LM": "AutoPeftModelForCausalLM",
+        "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+        "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
+        "TOKEN_CLS": "AutoPeftModelForTokenClassification",
+        "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
+        "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+    }
+    return tasks.get(str(config.get("task_type")), "AutoPeftModel")
 
 
 def _auto_class(config: dict[str, Any]) -> str:
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    if "ForConditionalGeneration" in name and "vision_config" in config:
-        return "AutoModelForImageTextToText"
+    if "ForConditionalGeneration" in name:
+        return (
+            "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForSeq2SeqLM"
+        )
     for task in ("CausalLM", "SequenceClassification", "TokenClassification", "MaskedLM"):
         if name.endswith(f"For{task}"):
             return f"AutoModelFor{task}"
     return "AutoModelForCausalLM" if name.endswith("LMHeadModel") else "AutoModel"
 
 
-def _body(plan: Plan, config: dict[str, Any], metadata: dict[str, Any], repo_id: str | None) -> str:
+def _body(plan: Plan, about: _About, repo_id: str | None) -> str:
     name = repo_id.split("/")[-1] if repo_id else "This model"
-    base = metadata.get("base_model")
     sections = [
         MARK,
         f"# {name}",
-        _summary(plan, config, base),
+        _summary(plan, about),
         "## How to load it",
-        _usage(config, repo_id),
+        _usage(about, repo_id or "path/to/this/folder"),
         "## Where it comes from",
         _provenance(plan),
         "## Parameters",
@@ -122,27 +195,35 @@ def _body(plan: Plan, config: dict[str, Any], metadata: dict[str, Any], repo_id:
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(plan: Plan, config: dict[str, Any], base: Any) -> str:
-    names = config.get("architectures")
+def _summary(plan: Plan, about: _About) -> str:
+    base = about.metadata.get("base_model")
+    link = f"[{base}](https://huggingface.co/{base})"
+    parameters = f"{plan.total_parameters:,} parameters"
+    if plan.is_adapter:
+        return f"A LoRA adapter with {parameters}" + (f" for {link}." if base else ".")
+    names = about.config.get("architectures")
     kind = f"`{names[0]}`" if isinstance(names, list) and names else "model"
-    text = f"A {kind} with {plan.total_parameters:,} parameters"
-    if isinstance(base, str):
-        text += f", trained from [{base}](https://huggingface.co/{base})"
-    return text + "."
+    return f"A {kind} with {parameters}" + (f", trained from {link}." if base else ".")
 
 
-def _usage(config: dict[str, Any], repo_id: str | None) -> str:
-    auto_class = _auto_class(config)
-    place = repo_id or "path/to/this/folder"
-    loader = "AutoProcessor" if auto_class == "AutoModelForImageTextToText" else "AutoTokenizer"
-    variable = "processor" if loader == "AutoProcessor" else "tokenizer"
-    return (
-        "```python\n"
-        f"from transformers import {auto_class}, {loader}\n\n"
-        f'model = {auto_class}.from_pretrained("{place}")\n'
-        f'{variable} = {loader}.from_pretrained("{place}")\n'
-        "```"
-    )
+def _usage(about: _About, place: str) -> str:
+    """Code that loads what is there: no tokenizer is loaded where there is none."""
+    library = "peft" if about.auto_class.startswith("AutoPeft") else "transformers"
+    code = ", trust_remote_code=True" if "auto_map" in about.config else ""
+    imports, lines = [about.auto_class], []
+    if about.files & {"processor_config.json", "preprocessor_config.json"}:
+        imports.append("AutoProcessor")
+        lines.append(f'processor = AutoProcessor.from_pretrained("{place}"{code})')
+    elif about.files & _TOKENIZERS:
+        imports.append("AutoTokenizer")
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{place}"{code})')
+    if library == "peft":
+        head = [f"from peft import {about.auto_class}"]
+        head += [f"from transformers import {name}" for name in imports[1:]]
+    else:
+        head = [f"from transformers import {', '.join(imports)}"]
+    lines.insert(0, f'model = {about.auto_class}.from_pretrained("{place}"{code})')
+    return "\n".join(["```python", *head, "", *lines, "```"])
 
 
 def _provenance(plan: Plan) -> str:

@@ -1,7 +1,7 @@
-"""Every call to huggingface_hub: bounded retries, and its errors turned into ours.
+"""Every call to huggingface_hub, with bounded retries.
 
-huggingface_hub retries uploads, downloads and listings itself (`preupload_lfs_files`,
-`list_repo_tree`); those are called through `_once`. It does not retry the rest; those go through
+huggingface_hub retries uploads and listings itself (`preupload_lfs_files`, `list_repo_tree`,
+`list_repo_commits`); those are called through `_once`. It does not retry the rest; those go through
 `_retry`. Nothing is retried twice. Each call that changes something is idempotent, or its effect is
 looked up before a retry.
 """
@@ -11,19 +11,13 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from hubmerge.errors import (
-    AccessError,
-    HubmergeError,
-    TargetChangedError,
-    TemporaryError,
-    UsageError,
-)
+from hubmerge.errors import UsageError
+from hubmerge.publish.hub_errors import PassingError, translated
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
@@ -33,8 +27,13 @@ T = TypeVar("T")
 _ATTEMPTS = 6
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
-_PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-_RERUN = "Run the same command again: it resumes where this run ended."
+_LONGEST_ASKED_WAIT_SECONDS = 300.0
+
+# huggingface_hub would wait for ever for a Hub that has stopped answering.
+_SILENCE_SECONDS = 300.0
+
+# How to wait between two attempts; tests have no time for that.
+sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +55,22 @@ class RemoteCommit:
     description: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """The branches and tags of a repository, and the commit of each."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
 class Hub:
     """One model repository, as one user sees it.
 
     Args:
         token: None means the stored login, or the environment's, looked up at each call.
-        sleep: how to wait between two attempts.
     """
 
-    def __init__(
-        self, repo_id: str, token: str | None, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, repo_id: str, token: str | None) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             disable_progress_bars,
@@ -77,7 +81,6 @@ class Hub:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self.repo_id = repo_id
         self._api = HfApi(token=token, library_name="hubmerge")
-        self._sleep = sleep
 
     @property
     def url(self) -> str:
@@ -85,40 +88,33 @@ class Hub:
 
     # Access and repository
 
-    def user(self) -> str:
-        """Who the token belongs to; raises AccessError where it cannot write at all."""
-        account = self._retry("asking who the token belongs to", self._api.whoami)
-        role = account.get("auth", {}).get("accessToken", {}).get("role")
-        if role == "read":
-            raise AccessError(
-                f"the token of {account.get('name')} can only read",
-                "Create a token with the 'write' role in the Hub's settings and log in with it.",
-            )
-        return str(account.get("name"))
+    def is_private(self) -> bool | None:
+        """Is the repository private? None where there is none, or none that the token may see."""
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    def ensure_repo(self, *, private: bool) -> bool:
-        """Create the repository if it is missing; true where it was."""
-        if self._exists():
-            return False
+        def look() -> bool | None:
+            try:
+                return bool(self._api.repo_info(self.repo_id).private)
+            except GatedRepoError:
+                raise
+            except RepositoryNotFoundError:
+                return None
+
+        return self._retry(f"looking up {self.repo_id}", look)
+
+    def check_write(self) -> None:
+        """Raises AccessError where the token may not write to the repository."""
+        self._retry(
+            f"checking write access to {self.repo_id}",
+            lambda: self._api.auth_check(self.repo_id, write=True),
+        )
+
+    def create_repo(self, *, private: bool) -> None:
+        """Create the repository; it is no error if it exists."""
         self._retry(
             f"creating {self.repo_id}",
             lambda: self._api.create_repo(self.repo_id, private=private or None, exist_ok=True),
         )
-        return True
-
-    def _exists(self) -> bool:
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-        def look() -> bool:
-            try:
-                self._api.repo_info(self.repo_id)
-            except GatedRepoError:
-                raise
-            except RepositoryNotFoundError:
-                return False
-            return True
-
-        return self._retry(f"looking up {self.repo_id}", look)
 
     def head(self, revision: str) -> str | None:
         """The commit that the branch points at, or None where there is no such branch."""
@@ -134,14 +130,12 @@ class Hub:
 
     # Branches and tags
 
-    def branches(self) -> list[str]:
-        refs = self._retry("listing branches", lambda: self._api.list_repo_refs(self.repo_id))
-        return [branch.name for branch in refs.branches]
-
-    def tag_target(self, tag: str) -> str | None:
-        """The commit that a tag names, or None where there is no such tag."""
-        refs = self._retry("listing tags", lambda: self._api.list_repo_refs(self.repo_id))
-        return next((t.target_commit for t in refs.tags if t.name == tag), None)
+    def refs(self) -> Refs:
+        found = self._retry("listing branches", lambda: self._api.list_repo_refs(self.repo_id))
+        return Refs(
+            {branch.name: branch.target_commit for branch in found.branches},
+            {tag.name: tag.target_commit for tag in found.tags},
+        )
 
     def create_branch(self, branch: str, from_revision: str) -> None:
         """Create a branch; it is no error if it exists."""
@@ -190,7 +184,7 @@ class Hub:
 
     def commits(self, revision: str) -> list[RemoteCommit]:
         """The commits of a branch, newest first."""
-        found = self._retry(
+        found = self._once(
             f"listing the commits of {revision}",
             lambda: self._api.list_repo_commits(self.repo_id, revision=revision),
         )
@@ -205,7 +199,7 @@ class Hub:
             )
             return Path(local).read_text(encoding="utf-8", errors="replace")
 
-        return self._once(f"reading {path}", download)
+        return self._retry(f"reading {path}", download)
 
     def validate_card(self, content: str) -> None:
         """Raises UsageError where the Hub would refuse the model card."""
@@ -224,13 +218,19 @@ class Hub:
 
     # Uploads and commits
 
-    def upload(self, additions: list[CommitOperationAdd], revision: str) -> None:
+    def upload(
+        self, additions: list[CommitOperationAdd], revision: str, *, create_pr: bool = False
+    ) -> None:
         """Store content on the Hub, without a commit."""
         names = ", ".join(op.path_in_repo for op in additions)
         self._once(
             f"uploading {names}",
             lambda: self._api.preupload_lfs_files(
-                self.repo_id, additions, revision=revision, free_memory=False
+                self.repo_id,
+                additions,
+                revision=revision,
+                create_pr=create_pr,
+                free_memory=False,
             ),
         )
 
@@ -251,12 +251,18 @@ class Hub:
         Args:
             parent: fail if the branch no longer points at this commit.
             result: what to return of the commit.
-            already_done: asked before each further attempt, since a response can be lost after
-                the commit was made; what it returns, if anything, is the result.
+            already_done: asked after a passing fault, since a response can be lost after the
+                commit was made; what it returns, if anything, is the result.
 
         Raises:
             TargetChangedError: the branch points elsewhere than `parent`.
         """
+        from huggingface_hub import CommitOperationAdd
+
+        additions = [op for op in operations if isinstance(op, CommitOperationAdd)]
+        if additions:
+            # What huggingface_hub retries itself; what it does not is left for the commit.
+            self.upload(additions, revision, create_pr=create_pr)
         return self._retry(
             f"committing to {revision}",
             lambda: result(
@@ -287,8 +293,11 @@ class Hub:
     # How calls are made
 
     def _once(self, doing: str, call: Callable[[], T]) -> T:
+        from huggingface_hub import get_session
+
         with translated(doing), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            get_session().timeout = _SILENCE_SECONDS
             return call()
 
     def _retry(
@@ -300,81 +309,12 @@ class Hub:
         for attempt in range(_ATTEMPTS):
             try:
                 return self._once(doing, call)
-            except _PassingError as error:
+            except PassingError as error:  # noqa: PERF203 - a retry is a loop
+                done = already_done()
+                if done is not None:
+                    return done
                 if attempt == _ATTEMPTS - 1:
                     raise
                 backoff = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
-                self._sleep(min(error.wait_seconds or backoff, _LONGEST_WAIT_SECONDS * 5))
-            done = already_done()
-            if done is not None:
-                return done
+                sleep(min(error.wait_seconds or backoff, _LONGEST_ASKED_WAIT_SECONDS))
         raise AssertionError("unreachable")
-
-
-class _PassingError(TemporaryError):
-    """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
-
-    def __init__(self, message: str, wait_seconds: float | None = None) -> None:
-        super().__init__(message, _RERUN)
-        self.wait_seconds = wait_seconds
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn every exception of huggingface_hub, its HTTP library and hf_xet into one of ours."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    # The HTTP library is huggingface_hub's choice (httpx, then httpx2): its base class is found
-    # through the one class of it that is public here.
-    transport_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
-    try:
-        yield
-    except HubmergeError:
-        raise
-    except HfHubHTTPError as error:
-        raise _from_response(error, doing) from None
-    except LocalTokenNotFoundError:
-        raise AccessError("no token was found", _LOGIN) from None
-    except HFValidationError as error:
-        raise UsageError(f"{doing}: {_one_line(error)}") from None
-    except transport_error as error:
-        raise _PassingError(f"{doing}: {type(error).__name__}: {_one_line(error)}") from None
-    except ConnectionError as error:  # hf_xet, whatever went wrong
-        text = _one_line(error)
-        if any(code in text for code in ("401", "403", "Unauthorized", "Forbidden")):
-            raise AccessError(f"{doing}: the Hub refused the token ({text})", _LOGIN) from None
-        raise _PassingError(f"{doing}: {text}") from None
-    except (TimeoutError, RuntimeError, ValueError) as error:  # hf_xet
-        raise _PassingError(f"{doing}: {type(error).__name__}: {_one_line(error)}") from None
-    except OSError as error:
-        if error.errno is None:  # hf_xet
-            raise _PassingError(f"{doing}: {_one_line(error)}") from None
-        raise HubmergeError(f"{doing}: {error.strerror}: {error.filename}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("hf_xet"):
-            raise AccessError(f"{doing}: {_one_line(error)}", _LOGIN) from None
-        raise
-
-
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to the repository."
-
-
-def _from_response(error: Any, doing: str) -> HubmergeError:
-    status = error.response.status_code
-    text = f"{doing}: {error.server_message or _one_line(error)} (HTTP {status})"
-    if status in _PASSING_STATUSES:
-        wait = error.response.headers.get("Retry-After", "")
-        return _PassingError(text, float(wait) if wait.isdigit() else None)
-    if status in (401, 403):
-        return AccessError(text, _LOGIN)
-    if status == 404:
-        return AccessError(
-            text, "Check the name of the repository, and that the token may see it. " + _LOGIN
-        )
-    if status == 412:
-        return TargetChangedError(text, _RERUN)
-    return HubmergeError(text)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]

@@ -6,7 +6,7 @@ the local copy, which makes room for the next. An error in either ends both.
 
 Up to `_MOST_COMMITS` shards have a staging commit each. Of more, several share one, so that the
 Hub's quota (about 128 commits an hour) is never met: each is uploaded, which frees its copy, and
-the listing is checked at their commit; one that it lacks then is converted again.
+the listing is checked at their commit; one that the Hub lacks then is converted again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.plan import PlannedShard
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import Hub
+from hubmerge.publish.hub_errors import RefusedError
 from hubmerge.publish.room import Aborted, Room
-from hubmerge.publish.staging import Staging
+from hubmerge.publish.staging import Staging, not_there
 from hubmerge.shard_writer import WrittenShard, write_shard
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Pipeline:
         self._folder, self._progress, self._check = folder, progress, check
         self._per_commit = ceil(total_shards / _MOST_COMMITS)
         self._room = Room(cap_bytes)
+        self._staged: dict[str, WrittenShard] = {}
+        self._refusal: RefusedError | None = None
         self.uploaded_bytes = 0
 
     @property
@@ -68,23 +71,22 @@ class Pipeline:
 
     def run(self, shards: Iterable[PlannedShard]) -> dict[str, WrittenShard]:
         """Bring `shards` to the staging branch; returns when the Hub's listing shows them all."""
-        wanted = {shard.filename: shard for shard in shards}
-        done: dict[str, WrittenShard] = {}
+        todo = list(shards)
         for attempt in range(_ATTEMPTS):
-            written = self._pass([s for name, s in wanted.items() if name not in done])
-            done |= self._staging.held(written) if written else {}
-            if len(done) == len(wanted):
-                return done
-            if attempt == _ATTEMPTS - 1 or self._per_commit == 1:
-                self._staging.check(written)  # raises, and says what is wrong
-        return done
+            self._pass(todo)
+            todo = [shard for shard in todo if shard.filename not in self._staged]
+            if not todo:
+                break
+            if attempt == _ATTEMPTS - 1:
+                names = ", ".join(shard.filename for shard in todo)
+                raise self._refusal or not_there(names, self._staging.branch)
+        return self._staged
 
-    def _pass(self, shards: list[PlannedShard]) -> list[WrittenShard]:
+    def _pass(self, shards: list[PlannedShard]) -> None:
         finished: queue.Queue[WrittenShard | None] = queue.Queue()
         failures: list[BaseException] = []
-        uploaded: list[WrittenShard] = []
         uploader = threading.Thread(
-            target=self._upload_all, args=(finished, uploaded, failures), name="upload", daemon=True
+            target=self._upload_all, args=(finished, failures), name="upload", daemon=True
         )
         uploader.start()
         try:
@@ -92,18 +94,24 @@ class Pipeline:
                 self._room.take(shard.size_bytes)
                 finished.put(write_shard(shard, self._files, self._folder, self._on_bytes))
             finished.put(None)
-            while uploader.is_alive():
-                uploader.join(0.5)
-                self._check()
+            self._wait_for(uploader, self._check)
         except Aborted:
-            pass
-        except BaseException:
+            uploader.join()
+        except BaseException as error:
             self._room.abort()
             finished.put(None)
+            if isinstance(error, Exception):
+                # The shard in flight is still brought home; who interrupts does not wait for it.
+                self._wait_for(uploader, lambda: None)
             raise
         if failures:
             raise failures[0]
-        return uploaded
+
+    @staticmethod
+    def _wait_for(uploader: threading.Thread, check: Callable[[], None]) -> None:
+        while uploader.is_alive():
+            uploader.join(0.2)
+            check()
 
     def _on_bytes(self, size_bytes: int) -> None:
         self._room.check()
@@ -111,10 +119,7 @@ class Pipeline:
         self._progress.converted(size_bytes)
 
     def _upload_all(
-        self,
-        finished: queue.Queue[WrittenShard | None],
-        uploaded: list[WrittenShard],
-        failures: list[BaseException],
+        self, finished: queue.Queue[WrittenShard | None], failures: list[BaseException]
     ) -> None:
         try:
             group: list[tuple[WrittenShard, CommitOperationAdd]] = []
@@ -122,10 +127,10 @@ class Pipeline:
                 self._room.check()
                 group.append((shard, self._upload(shard)))
                 if len(group) == self._per_commit:
-                    self._commit(group, uploaded)
+                    self._commit(group)
                     group = []
             if group:
-                self._commit(group, uploaded)
+                self._commit(group)
         except Aborted:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -144,19 +149,30 @@ class Pipeline:
             self._delete(shard)
         return operation
 
-    def _commit(
-        self,
-        group: list[tuple[WrittenShard, CommitOperationAdd]],
-        uploaded: list[WrittenShard],
-    ) -> None:
+    def _commit(self, group: list[tuple[WrittenShard, CommitOperationAdd]]) -> None:
         shards = [shard for shard, _ in group]
-        self._staging.add(group)
         if self._per_commit == 1:
+            self._staging.add(group)
             self._staging.check(shards)
             self._delete(shards[0])
-        uploaded.extend(shards)
+        else:
+            shards = self._commit_deleted(group)
         for shard in shards:
+            self._staged[shard.filename] = shard
             self._progress.uploaded(shard.filename)
+
+    def _commit_deleted(
+        self, group: list[tuple[WrittenShard, CommitOperationAdd]]
+    ) -> list[WrittenShard]:
+        """Commit shards of which no copy is here; returns those that the Hub still had."""
+        shards = [shard for shard, _ in group]
+        try:
+            self._staging.add(group)
+        except RefusedError as error:
+            self._refusal = error
+            return []  # it refuses the whole commit if it has lost one
+        lacking = self._staging.lacking(shards)
+        return [shard for shard in shards if shard not in lacking]
 
     def _delete(self, shard: WrittenShard) -> None:
         (self._folder / shard.filename).unlink()

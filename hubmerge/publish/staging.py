@@ -4,16 +4,18 @@ What is on the Hub when a run dies (``S`` the staging branch, ``T`` the target):
 
     1. the repository and T are created if missing    T as it was
     2. S is created from T's head                     T as it was; S equal to T
-    3. each shard, or a group of them, is committed
+    3. index, config, tokenizer, card are committed   T as it was
+       to S: what the Hub would leave out shows now
+    4. each shard, or a group of them, is committed
        to S; the commit's message records sha256      T as it was; the shards on S are kept
-    4. one commit on T, whose parent must be the      T is the old model or the new one; S complete
+    5. one commit on T, whose parent must be the      T is the old model or the new one; S complete
        head seen in 1: shards by server-side copy,
        small files, deletions
-    5. the tag, if one is asked for                   T is the new model
-    6. S is deleted                                   T is the new model
+    6. the tag, if one is asked for                   T is the new model
+    7. S is deleted                                   T is the new model
 
-After 2 or 3 the next run with the same fingerprint takes the shards on S over. After 4 it finds its
-own record in T's history and has nothing to commit; it does 5 and 6 then.
+After 2, 3 or 4 the next run with the same fingerprint takes the shards on S over. After 5 it finds
+its own record in T's history and has nothing to commit; it does 6 and 7 then.
 """
 
 from __future__ import annotations
@@ -21,17 +23,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hubmerge.errors import HubmergeError, MismatchError, TargetChangedError
+from hubmerge.errors import HubmergeError, MismatchError, TargetChangedError, UsageError
+from hubmerge.names.lora import ADAPTER_CONFIG
 from hubmerge.plan import INDEX_NAME
 from hubmerge.publish.hub import Hub, RemoteFile
 from hubmerge.shard_writer import WrittenShard
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitInfo, CommitOperationAdd
 
 BRANCH_PREFIX = "hubmerge/"
 _RECORD = re.compile(r"<!-- hubmerge (\{.*\}) -->")
@@ -39,18 +43,25 @@ _WEIGHTS = re.compile(r"(?:adapter_)?model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 # How far back in the target's history its newest record is looked for.
 _COMMITS_SEARCHED = 50
+_PULL_REQUESTS_SEARCHED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a commit of ours says about itself, in its description."""
+    """What a commit of ours says about itself, in its description.
+
+    Attributes:
+        run: tells this run's commit from any other's, should its response be lost.
+    """
 
     fingerprint: str
     shards: dict[str, WrittenShard]
     options: dict[str, Any]
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_text(self) -> str:
         entry = {
+            "run": self.run,
             "fingerprint": self.fingerprint,
             "shards": [[s.filename, s.size, s.sha256] for s in self.shards.values()],
             "options": self.options,
@@ -97,18 +108,36 @@ class Staging:
                 recorded = {**record.shards, **recorded}
         return self.held(recorded.values())
 
+    def add_files(self, files: dict[str, bytes]) -> None:
+        """Commit the small files to the branch.
+
+        Raises:
+            UsageError: the Hub leaves one out, here as it would on the target.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        self._hub.commit(
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            revision=self.branch,
+            message="Stage " + ", ".join(sorted(files))[:200],
+            description="",
+            result=lambda _: None,
+        )
+        held = self._hub.files(self.branch)
+        missing = [name for name, content in files.items() if not holds(held, name, content)]
+        if missing:
+            raise UsageError(
+                f"the Hub leaves {', '.join(missing)} out of commits to {self._hub.repo_id}",
+                "If the repository has a .gitignore that covers it, remove that line.",
+            )
+
     def held(self, shards: Iterable[WrittenShard]) -> dict[str, WrittenShard]:
         """Those of `shards` that the branch holds, whole, by the Hub's own listing."""
         files = self._hub.files(self.branch)
         return {s.filename: s for s in shards if _is_same(files.get(s.filename), s)}
 
     def add(self, shards: list[tuple[WrittenShard, CommitOperationAdd]]) -> None:
-        """Commit uploaded shards to the branch.
-
-        Raises:
-            HubmergeError: the Hub left one out.
-            MismatchError: the Hub stored something else.
-        """
+        """Commit uploaded shards to the branch."""
         record = Record(self.fingerprint, {s.filename: s for s, _ in shards}, {})
         names = ", ".join(shard.filename for shard, _ in shards)
         self._hub.commit(
@@ -126,36 +155,53 @@ class Staging:
             MismatchError: it holds something else.
             HubmergeError: it lacks one.
         """
-        if shards:
-            check_listing(self._hub.files(self.branch), shards, self.branch)
+        for shard in self.lacking(shards):
+            raise not_there(shard.filename, self.branch)
+
+    def lacking(self, shards: list[WrittenShard]) -> list[WrittenShard]:
+        """Those of `shards` that the Hub's own listing of the branch does not show.
+
+        Raises:
+            MismatchError: it shows one with other content.
+        """
+        files = self._hub.files(self.branch) if shards else {}
+        for shard in shards:
+            file = files.get(shard.filename)
+            if file is not None and not _is_same(file, shard):
+                raise MismatchError(
+                    f"{shard.filename} on {self.branch}: the Hub holds sha256 {file.sha256} and "
+                    f"{file.size:,} bytes, {shard.sha256} and {shard.size:,} bytes were sent; "
+                    "the target was not touched",
+                    "Run the same command again; if it happens again, tell the Hub's support.",
+                )
+        return [shard for shard in shards if shard.filename not in files]
 
     def delete(self) -> None:
         """Remove the branch: all it holds is on the target."""
         self._hub.delete_branch(self.branch)
 
 
+def not_there(names: str, branch: str) -> HubmergeError:
+    """The error for files that were sent and are not in the listing."""
+    return HubmergeError(
+        f"{names}: not on {branch}, although the Hub took it",
+        "If the repository has a .gitignore that covers it, remove that line.",
+    )
+
+
 def _is_same(file: RemoteFile | None, shard: WrittenShard) -> bool:
     return file is not None and (file.sha256, file.size) == (shard.sha256, shard.size)
 
 
-def check_listing(
-    files: dict[str, RemoteFile], shards: Iterable[WrittenShard], revision: str
-) -> None:
-    """Raises MismatchError or HubmergeError where the listing is not what was sent."""
-    for shard in shards:
-        file = files.get(shard.filename)
-        if file is None:
-            raise HubmergeError(
-                f"{shard.filename} is not on {revision} although the Hub took it",
-                "If the repository has a .gitignore that covers it, remove that line.",
-            )
-        if not _is_same(file, shard):
-            raise MismatchError(
-                f"{shard.filename} on {revision}: the Hub holds sha256 {file.sha256} and "
-                f"{file.size:,} bytes, {shard.sha256} and {shard.size:,} bytes were sent; "
-                "the target was not touched",
-                "Run the same command again; if it happens again, tell the Hub's support.",
-            )
+def holds(files: dict[str, RemoteFile], name: str, content: bytes) -> bool:
+    """Is there a file of this name and content?"""
+    file = files.get(name)
+    if file is None:
+        return False
+    if file.sha256 is not None:
+        return file.sha256 == hashlib.sha256(content).hexdigest()
+    blob = b"blob %d\0" % len(content) + content
+    return file.blob_id == hashlib.sha1(blob, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +210,7 @@ class Published:
 
     url: str
     commit: str
+    revision: str
     changed: bool
 
 
@@ -173,6 +220,13 @@ class Target:
     def __init__(self, hub: Hub, revision: str, head: str) -> None:
         self._hub, self.revision, self.head = hub, revision, head
         self.files = hub.files(head)
+
+    def pull_requests(self) -> Iterator[tuple[str, Target]]:
+        """Url and branch of the open pull requests, newest first."""
+        for url, revision in self._hub.open_pull_requests()[:_PULL_REQUESTS_SEARCHED]:
+            head = self._hub.head(revision)
+            if head is not None:
+                yield url, Target(self._hub, revision, head)
 
     def published(self, fingerprint: str) -> dict[str, WrittenShard]:
         """The shards of this fingerprint that the target has already, whole."""
@@ -202,24 +256,15 @@ class Target:
         additions = [
             CommitOperationAdd(name, content)
             for name, content in small.items()
-            if not self._has(name, content)
+            if not holds(self.files, name, content)
         ]
         stale = [
             CommitOperationDelete(path)
             for path in self.files
             if (_WEIGHTS.fullmatch(path) and path not in shards)
-            or (path == INDEX_NAME and path not in small)
+            or (path in (INDEX_NAME, ADAPTER_CONFIG) and path not in small)
         ]
         return [*copies, *additions, *stale]
-
-    def _has(self, name: str, content: bytes) -> bool:
-        file = self.files.get(name)
-        if file is None:
-            return False
-        if file.sha256 is not None:
-            return file.sha256 == hashlib.sha256(content).hexdigest()
-        blob = b"blob %d\0" % len(content) + content
-        return file.blob_id == hashlib.sha1(blob, usedforsecurity=False).hexdigest()
 
     def move(
         self,
@@ -236,23 +281,17 @@ class Target:
             TargetChangedError: somebody else moved the branch; nothing was changed.
         """
         if not operations:
-            return Published(f"{self._hub.url}/tree/{self.revision}", self.head, changed=False)
-        text = "\n\n".join(filter(None, [description, record.to_text()]))
-
+            return self.unchanged(f"{self._hub.url}/tree/{self.revision}")
         find = self._find_own_pull_request if create_pr else self._find_own_commit
         try:
             return self._hub.commit(
                 operations,
                 revision=self.revision,
                 message=message,
-                description=text,
+                description="\n\n".join(filter(None, [description, record.to_text()])),
                 parent=self.head,
                 create_pr=create_pr,
-                result=lambda info: (
-                    Published(info.pr_url, info.oid, changed=True)
-                    if info.pr_url
-                    else self._published(info.oid)
-                ),
+                result=self._published,
                 already_done=lambda: find(record),
             )
         except TargetChangedError:
@@ -267,23 +306,32 @@ class Target:
                 "the shards are kept on the staging branch.",
             ) from None
 
+    def unchanged(self, url: str) -> Published:
+        """The result where there is nothing to commit."""
+        return Published(url, self.head, self.revision, changed=False)
+
+    def _published(self, info: CommitInfo) -> Published:
+        if info.pr_url is None:
+            return self._published_here(info.oid)
+        return Published(info.pr_url, info.oid, str(info.pr_revision), changed=True)
+
+    def _published_here(self, commit: str) -> Published:
+        url = f"{self._hub.url}/tree/{self.revision}"
+        return Published(url, commit, self.revision, changed=True)
+
     def _find_own_commit(self, record: Record) -> Published | None:
-        """The branch's head, if it is the commit with this record, made on top of `head`."""
-        commits = self._hub.commits(self.revision)
-        is_ours = (
-            len(commits) > 1
-            and commits[1].sha == self.head
-            and record.to_text() in commits[0].description
-        )
-        return self._published(commits[0].sha) if is_ours else None
+        """The commit with this record, made on the branch since `head`."""
+        for commit in self._hub.commits(self.revision):
+            if commit.sha == self.head:
+                break
+            if record.to_text() in commit.description:
+                return self._published_here(commit.sha)
+        return None
 
     def _find_own_pull_request(self, record: Record) -> Published | None:
         """The open pull request whose commit has this record."""
-        for url, revision in self._hub.open_pull_requests():
+        for url, revision in self._hub.open_pull_requests()[:_PULL_REQUESTS_SEARCHED]:
             newest = self._hub.commits(revision)[0]
             if record.to_text() in newest.description:
-                return Published(url, newest.sha, changed=True)
+                return Published(url, newest.sha, revision, changed=True)
         return None
-
-    def _published(self, commit: str) -> Published:
-        return Published(f"{self._hub.url}/tree/{self.revision}", commit, changed=True)

@@ -1,0 +1,120 @@
+"""Every exception of huggingface_hub, its HTTP library and hf_xet, turned into one of ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+
+from hubmerge.errors import (
+    AccessError,
+    HubmergeError,
+    TargetChangedError,
+    TemporaryError,
+    UsageError,
+)
+
+RERUN = "Run the same command again: it resumes where this run ended."
+_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to the repository."
+_PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class PassingError(TemporaryError):
+    """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
+
+    def __init__(self, message: str, wait_seconds: float | None = None) -> None:
+        super().__init__(message, RERUN)
+        self.wait_seconds = wait_seconds
+
+
+class RefusedError(HubmergeError):
+    """The Hub finds a request wrong, and would find it so again."""
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise only errors of ours, which begin with what was being done."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        OIDCError,
+    )
+
+    # The HTTP library is huggingface_hub's choice (httpx, then httpx2): its base class is found
+    # through the one class of it that is public here.
+    transport_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+    try:
+        yield
+    except HubmergeError:
+        raise
+    except HfHubHTTPError as error:
+        raise _from_response(error, doing) from None
+    except (LocalTokenNotFoundError, OIDCError) as error:
+        raise AccessError(f"{doing}: no token: {_one_line(error)}", _LOGIN) from None
+    except OfflineModeIsEnabled:
+        raise UsageError(
+            "HF_HUB_OFFLINE is set, so nothing can be published",
+            "Unset it, or use --no-push to write a folder.",
+        ) from None
+    except HFValidationError as error:
+        raise UsageError(f"{doing}: {_one_line(error)}") from None
+    except transport_error as error:
+        raise PassingError(f"{doing}: {type(error).__name__}: {_one_line(error)}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _from_builtin(error, doing) from None
+    except Exception as error:
+        if type(error).__module__.startswith("hf_xet"):
+            raise AccessError(f"{doing}: {_one_line(error)}", _LOGIN) from None
+        raise
+
+
+def _from_builtin(error: Exception, doing: str) -> HubmergeError:
+    """An error of hf_xet, which raises Python's own; or of the operating system."""
+    text = f"{doing}: {type(error).__name__}: {_one_line(error)}"
+    if isinstance(error, ConnectionError):
+        if any(sign in text for sign in ("401", "403", "Unauthorized", "Forbidden")):
+            return AccessError(f"{doing}: the Hub refused the token ({_one_line(error)})", _LOGIN)
+        return PassingError(text)
+    if isinstance(error, OSError) and error.errno is not None:
+        return HubmergeError(f"{doing}: {error.strerror}: {error.filename}")
+    return PassingError(text)
+
+
+def _from_response(error: Any, doing: str) -> HubmergeError:
+    status = error.response.status_code
+    text = f"{doing}: {error.server_message or _one_line(error)} (HTTP {status})"
+    if status in _PASSING_STATUSES:
+        return PassingError(text, _wait_seconds(error.response.headers))
+    if status in (401, 403):
+        return AccessError(text, _LOGIN)
+    if status == 404:
+        return AccessError(
+            text, "Check the name of the repository, and that the token may see it. " + _LOGIN
+        )
+    if status == 412:
+        return TargetChangedError(text, RERUN)
+    return RefusedError(text) if status == 400 else HubmergeError(text)
+
+
+def _wait_seconds(headers: Mapping[str, str]) -> float | None:
+    """How long the Hub asks to wait: `Retry-After` (seconds or a date), or its quota's headers."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    after = headers.get("Retry-After", "").strip()
+    if after.isdigit():
+        return float(after)
+    if after:
+        try:
+            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+        except ValueError:
+            return None
+    quota = parse_ratelimit_headers(headers)
+    return float(quota.reset_in_seconds) if quota is not None and quota.remaining == 0 else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,121 @@
+"""The local folder in which finished shards stand until they are uploaded.
+
+All that hubmerge writes there is in a subfolder of its own, so that a folder which holds other
+things loses none of them. One run at a time uses it; what a run that was killed left in it goes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from hubmerge.errors import NoRoomError, UnsafeInputError, UsageError
+from hubmerge.output_folder import check_room
+from hubmerge.plan import Plan
+from hubmerge.ranks import Ranks
+from hubmerge.shard_writer import disk_errors
+
+_STAGED, _LOCK = "hubmerge-staged", ".hubmerge.lock"
+
+
+def staging_cap(plan: Plan, max_disk: int | None, ranks: Ranks) -> int:
+    """Bytes that this process may stage at a time: its part of what its machine may.
+
+    Raises:
+        UsageError: that is less than one shard.
+    """
+    largest = max(shard.size_bytes for shard in plan.shards)
+    if max_disk is None:
+        return 2 * largest
+    cap_bytes = max_disk // ranks.local_count
+    if cap_bytes < largest:
+        each = f" for each of {ranks.local_count} processes" if ranks.local_count > 1 else ""
+        raise UsageError(
+            f"--max-disk {max_disk:,} is less than one shard of {largest:,} bytes{each}",
+            f"Use at least {largest * ranks.local_count}, or a smaller --shard-size.",
+        )
+    return cap_bytes
+
+
+@contextmanager
+def staging_folder(
+    chosen: Path | None, needed_bytes: int, fingerprint: str, rank: int
+) -> Iterator[Path]:
+    """An empty folder with so much room, locked, and gone afterwards.
+
+    Args:
+        chosen: what the user says; None for a temporary folder on a disk with room.
+
+    Raises:
+        NoRoomError: no disk has that room.
+        UsageError: another run uses the folder.
+    """
+    root = chosen or _temporary_root(needed_bytes, fingerprint)
+    existed = root.exists()
+    check_room(root, needed_bytes)
+    with disk_errors(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if chosen is None:
+        _refuse_trap(root)
+    folder = root / f"{_STAGED}-{rank}"
+    lock_path = root / f"{_LOCK}-{rank}"
+    with _lock(lock_path, root):
+        with disk_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
+    if not existed:
+        with suppress(OSError):  # another rank's files may still be there
+            root.rmdir()
+
+
+@contextmanager
+def _lock(path: Path, root: Path) -> Iterator[None]:
+    with disk_errors(path):
+        file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - held, as a lock
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The run that had it may have removed it between our opening and our locking it.
+            is_current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except OSError:
+            is_current = False
+        if not is_current:
+            raise UsageError(
+                f"{root}: another run stages its shards here",
+                "Wait for it, or use another --staging-dir.",
+            )
+        yield
+
+
+def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
+    """A folder for temporary files on a disk with room.
+
+    Its name is the same for a rerun, which removes what a run that was killed left there.
+    """
+    places = [Path(tempfile.gettempdir()), Path.cwd(), Path.home()]
+    free_bytes = {place: shutil.disk_usage(place).free for place in places if place.is_dir()}
+    for place, free in free_bytes.items():
+        if free >= needed_bytes:
+            return place / f"hubmerge-{os.getuid()}-{fingerprint[:16]}"
+    found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
+    raise NoRoomError(
+        f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
+        "Use --staging-dir on a disk with room, a smaller --shard-size, or a lower --max-disk.",
+    )
+
+
+def _refuse_trap(root: Path) -> None:
+    """Raises UnsafeInputError where somebody else put something there under our name."""
+    if root.is_symlink() or root.stat().st_uid != os.getuid():
+        raise UnsafeInputError(f"{root} belongs to another user", "Use --staging-dir.")
