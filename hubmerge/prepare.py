@@ -18,6 +18,7 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.gc_pause import gc_paused
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.lora import ADAPTER_CONFIG, find_adapter_config
 from hubmerge.names.model import Naming
@@ -39,6 +40,7 @@ class _Known(NamedTuple):
     warnings: list[str]
 
 
+@gc_paused()
 def prepare(
     load_dir: Path,
     assets_dir: Path | None,

@@ -59,12 +59,14 @@ def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> bytes
     return struct.pack("<Q", len(text)) + text
 
 
-def read_header(file: BinaryIO, label: str) -> tuple[list[HeaderTensor], dict[str, str]]:
-    """Read and check the header of an open safetensors file.
+def read_header(
+    file: BinaryIO, label: str, start: int = 0
+) -> tuple[list[HeaderTensor], dict[str, str]]:
+    """Read and check the header of safetensors data, which reach to the end of an open file.
 
     Args:
-        file: positioned at the start of the file.
         label: the file's name, for messages.
+        start: where the data begin in the file, in bytes.
 
     Returns:
         The tensors in file order, and the header's ``__metadata__``.
@@ -73,10 +75,10 @@ def read_header(file: BinaryIO, label: str) -> tuple[list[HeaderTensor], dict[st
         CheckpointError: the header is not well formed, or disagrees with the file's size.
     """
     file_bytes = file.seek(0, 2)
-    file.seek(0)
+    file.seek(start)
     prefix = file.read(8)
     header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - 8):
+    if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - start - 8):
         raise CheckpointError(f"{label}: not a safetensors file")
     try:
         entries = json.loads(file.read(header_bytes))
@@ -87,7 +89,7 @@ def read_header(file: BinaryIO, label: str) -> tuple[list[HeaderTensor], dict[st
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{label}: the safetensors header's __metadata__ is not text")
-    data_start = 8 + header_bytes
+    data_start = start + 8 + header_bytes
     tensors = [_entry(name, entry, data_start, label) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: tensor.offset)
     _check_extent(tensors, data_start, file_bytes, label)

@@ -24,6 +24,7 @@ from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.unpickle import Inert, InertWithState, load
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
 from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputError
+from hubmerge.gc_pause import gc_paused
 from hubmerge.safetensors_header import HeaderTensor, read_header
 
 GLOBAL_FILE = ".metadata"
@@ -121,6 +122,7 @@ def describing_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.safetensors"))
 
 
+@gc_paused()
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read what `folder` says it holds; no data file is opened but for safetensors headers.
 
@@ -236,6 +238,7 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
     paths = fields.get("planner_data")
     paths = paths if isinstance(paths, dict) else {}
     stored = _storage_by_key(fields.get("storage_data"), label)
+    safe_paths: dict[str, str] = {}
     for key, entry in entries.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{label}: a key is {type(key).__name__}, not text")
@@ -243,7 +246,7 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
             merged.add_object(key)
         else:
             dtype, shape, boxes = _tensor_entry(entry, key, label)
-            chunks = _chunks(key, boxes, stored.get(key, {}), label)
+            chunks = _chunks(key, boxes, stored.get(key, {}), safe_paths, label)
             merged.add(key, dtype, shape, _path(paths.get(key)), chunks)
 
 
@@ -325,10 +328,14 @@ def _are_sizes(values: tuple[Any, ...]) -> bool:
 
 
 def _chunks(
-    key: str, boxes: list[Any], places: dict[tuple[int, ...] | None, Any], label: str
+    key: str,
+    boxes: list[Any],
+    places: dict[tuple[int, ...] | None, Any],
+    safe_paths: dict[str, str],
+    label: str,
 ) -> Iterator[Chunk]:
     # About a million rounds for the largest models: no function call in here that can be spared.
-    checked_infos: dict[str, str] = {}
+    # `safe_paths` holds one string per file, already checked, for all chunks.
     for box in boxes:
         if type(box) is not _ChunkBox:
             raise CheckpointError(f"{label}: {key!r} has a chunk that is not one")
@@ -354,12 +361,12 @@ def _chunks(
             raise CheckpointError(f"{label}: {key!r} has a malformed place in a file")
         if not (0 <= offset < _MAX_SIZE and 0 <= length < _MAX_SIZE):
             raise UnsafeInputError(f"{label}: {key!r} claims an impossible place in {file!r}"[:300])
-        if file not in checked_infos:
-            checked_infos[file] = safe_relative_path(file, label)
+        if file not in safe_paths:
+            safe_paths[file] = safe_relative_path(file, label)
         yield Chunk(
             offsets,
             sizes,
-            checked_infos[file],
+            safe_paths[file],
             offset,
             length,
             _codecs(info_fields.get("transform_descriptors"), key, label),

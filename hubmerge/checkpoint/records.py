@@ -93,12 +93,21 @@ class _File:
         if not stat.S_ISREG(status.st_mode):
             raise UnsafeInputError(f"{name}: refused, it is not a regular file")
         self.size = status.st_size
-        self.lock = threading.Lock()
-        self.safetensors: dict[str, HeaderTensor] | None = None
+        self._lock = threading.Lock()
+        self._safetensors: dict[int, dict[str, HeaderTensor]] = {}
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             os.close(self._fd)
+
+    def safetensors_at(self, offset: int) -> dict[str, HeaderTensor]:
+        """The entries of the safetensors data that begin at `offset`, by key."""
+        with self._lock:
+            if offset not in self._safetensors:
+                with open(os.dup(self._fd), "rb") as opened:
+                    entries, _ = read_header(opened, self.name, offset)
+                self._safetensors[offset] = {entry.name: entry for entry in entries}
+            return self._safetensors[offset]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -218,11 +227,10 @@ class DataFiles:
                     name, "the file is too short", expected_bytes=size, actual_bytes=actual
                 )
 
-    def starts_with_record(self, name: str) -> bool:
-        """Does the file begin with a `torch.save` record, and not as safetensors files do?"""
-        file = self.file(name)
-        prefix = bytearray(min(4, file.size))
-        file.read_into(0, memoryview(prefix))
+    def is_record(self, chunk: Chunk) -> bool:
+        """Is it a `torch.save` record? Otherwise it is in safetensors data."""
+        prefix = bytearray(4)
+        self.file(chunk.file).read_into(chunk.offset, memoryview(prefix))
         return prefix == b"PK\x03\x04"
 
     def sample(self, name: str) -> bytes:
@@ -246,7 +254,7 @@ class DataFiles:
         file = self.file(chunk.file)
         if not chunk.is_record:
             return Payload(file, chunk.offset, None, prod(chunk.sizes))
-        if not chunk.codecs and not self.starts_with_record(chunk.file):
+        if not chunk.codecs and not self.is_record(chunk):
             return self._safetensors_payload(file, chunk, key, dtype)
         try:
             return _record_payload(file, chunk, dtype)
@@ -259,12 +267,8 @@ class DataFiles:
 
     @staticmethod
     def _safetensors_payload(file: _File, chunk: Chunk, key: str, dtype: DType) -> Payload:
-        with file.lock:
-            if file.safetensors is None:
-                with open(os.dup(file._fd), "rb") as opened:
-                    entries, _ = read_header(opened, file.name)
-                file.safetensors = {entry.name: entry for entry in entries}
-        entry = file.safetensors.get(key)
+        # Pickled objects may stand before the safetensors data: these begin where the chunk says.
+        entry = file.safetensors_at(chunk.offset).get(key)
         if entry is None:
             raise DamagedFileError(file.name, "the tensor is not in it", key=key)
         if (entry.dtype, entry.shape) != (dtype, chunk.sizes):

@@ -12,12 +12,10 @@ every opcode that torch's writers never use.
 
 from __future__ import annotations
 
-import gc
 import io
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hubmerge.errors import CheckpointError, UnsafeInputError
@@ -115,18 +113,6 @@ def _check_opcodes(data: bytes, label: str) -> None:
     )
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Building millions of objects makes the cycle collector walk them again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def load(
     data: bytes,
     label: str,
@@ -167,8 +153,7 @@ def load(
             return persistent_load(pid)
 
     try:
-        with _no_garbage_collection():
-            return Unpickler(io.BytesIO(data)).load()
+        return Unpickler(io.BytesIO(data)).load()
     except (UnsafeInputError, CheckpointError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged pickle makes the unpickler raise
