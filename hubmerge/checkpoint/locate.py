@@ -43,7 +43,7 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
 
 # A folder that names the step it was written at, and the number of that step.
 _STEP = re.compile(
-    r"(?:global_step_|checkpoint-|step[-_]?|ckpt-step-|iter_|(?:epoch[_=]?\d+[-_])?step[_=])(\d+)(?:\.ckpt)?"
+    r"(?:global_step_|checkpoint[-_]|step[-_]?|ckpt-step-|iter_|(?:epoch[_=]?\d+[-_])?step[_=])(\d+)(?:\.ckpt)?"
 )
 
 # Never a model: optimizer state is a checkpoint of its own with many trainers, and the others are
