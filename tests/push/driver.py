@@ -1,0 +1,96 @@
+"""The command in a process of its own, forked from one that has torch imported already.
+
+Starting Python and importing torch and transformers takes seconds, which a hundred runs cannot
+spend. The fork has its own environment, output and process id; nothing but the imports is shared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["torch", "transformers.models.llama.modeling_llama", "hubmerge.cli", "hubmerge.api"]
+)
+
+
+@dataclass
+class Child:
+    """A running command."""
+
+    process: multiprocessing.process.BaseProcess
+    folder: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait(self, seconds: float = 60) -> int:
+        """Its exit code; below zero, the signal that ended it."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self.err}")
+        return self.process.exitcode
+
+    @property
+    def out(self) -> str:
+        """Its stdout."""
+        return (self.folder / "out").read_text()
+
+    @property
+    def err(self) -> str:
+        """Its stderr."""
+        return (self.folder / "err").read_text()
+
+
+def start(
+    argv: Sequence[str], env: dict[str, str], folder: Path, kill_at: tuple[str, int] | None = None
+) -> Child:
+    """Run ``hubmerge ARGV``; with `kill_at` it kills itself at that call of a progress event."""
+    folder.mkdir(parents=True, exist_ok=True)
+    process = _context.Process(target=_run, args=(list(argv), env, str(folder), kill_at))
+    process.start()
+    return Child(process, folder)
+
+
+def _run(
+    argv: list[str], env: dict[str, str], folder: str, kill_at: tuple[str, int] | None
+) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    from huggingface_hub import constants
+
+    importlib.reload(constants)  # it reads the environment when it is imported
+    from hubmerge import cli
+    from hubmerge.bars import Bars
+    from hubmerge.publish import hub
+
+    hub.sleep = lambda _: None
+    if kill_at is not None:
+        _kill_at(Bars, *kill_at)
+    sys.argv = ["hubmerge", *argv]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+
+
+def _kill_at(bars: type, event: str, call: int) -> None:
+    calls = iter(range(1, 1_000_000))
+
+    def kill(*_: object) -> None:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(bars, event, kill)
