@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from hubmerge.assets import Assets
+from hubmerge.assets import CONFIG, Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.convert import ConvertResult, convert_plan
 from hubmerge.errors import UsageError
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC, NamingOptions
-from hubmerge.plan import DEFAULT_SHARD_SIZE, Plan
+from hubmerge.plan import DEFAULT_SHARD_SIZE, INDEX_NAME, Plan
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
-from hubmerge.publish.card import CARD, CardOptions
+from hubmerge.publish.card import CARD, CardOptions, make_card
+from hubmerge.publish.hub import Hub
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
+from hubmerge.publish.staging import newest_record
 from hubmerge.ranks import ALONE, Ranks
+from hubmerge.record import recalled_content_ids, recalled_options, record_options
+from hubmerge.verify import VerifyResult, verify_folder, verify_listing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -160,8 +165,58 @@ def push(
         max_disk=max_disk,
         clean=clean,
         card=_card_options(options),
+        recorded=record_options(options),
     )
     return push_plan(planned, assets, push_options, progress, ranks)
+
+
+def verify(
+    load_dir: str | Path,
+    *,
+    save_dir: str | Path | None = None,
+    repo_id: str | None = None,
+    revision: str = DEFAULT_BRANCH,
+    token: str | None = None,
+    progress: Progress = SILENT,
+    **options: Unpack[PlanOptions],
+) -> VerifyResult:
+    """Hold a folder or a repository against the checkpoint that it was made from.
+
+    Every shard's sha256 is computed from the checkpoint; nothing is written, and of a repository
+    only its listing and its config are read.
+
+    Args:
+        load_dir: as in `convert`.
+        save_dir: the folder, made with these `options`.
+        repo_id, revision: the repository. Its newest commit by hubmerge says with which options it
+            was made; those given here come first.
+
+    Raises:
+        UsageError: neither or both of `save_dir` and `repo_id`, or no record of a push.
+        HubmergeError: the checkpoint or the Hub cannot be read.
+    """
+    if (save_dir is None) == (repo_id is None):
+        raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
+    if save_dir is not None:
+        planned, assets = plan(load_dir, **options)
+        small = {asset.name: asset.read() for asset in assets.files}
+        small[CARD] = make_card(planned, assets, _card_options(options), None).encode()
+        if planned.index is not None:
+            small[INDEX_NAME] = planned.index
+        return verify_folder(planned, small, Path(save_dir), progress)
+    hub = Hub(str(repo_id), token)
+    record = newest_record(hub, revision)
+    listing = hub.files(revision)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in (CONFIG, INDEX_NAME):
+            if name in listing:
+                hub.read_text(name, revision, Path(temporary))
+        made_with = recalled_options(record.options)
+        made_with["model_assets_dir"] = temporary
+        made_with.update(options)
+        planned, _ = plan(load_dir, **made_with)
+    ids = recalled_content_ids(record.options)
+    return verify_listing(planned, ids, listing, f"{hub.url}/tree/{revision}", progress)
 
 
 def _assets_dir(options: PlanOptions) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from hubmerge.cli_options import convert_options, json_option, load_dir_option, push_options
-from hubmerge.errors import HubmergeError, UsageError
+from hubmerge.errors import HubmergeError, MismatchError, UsageError
 from hubmerge.ranks import ALONE, Ranks, current_ranks
 
 _RESUMES = "; the same command resumes where this run ended"
@@ -125,6 +125,42 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
             bars.warn(warning)
     if ranks.rank == 0:
         click.echo(result.to_json() if as_json else result.to_text())
+
+
+@cli.command()
+@load_dir_option
+@click.option("--repo-id", help="A repository that was pushed from it.")
+@click.option("--revision", default="main", show_default=True, help="Its branch, tag or commit.")
+@click.option("--token", help="A token; by default the stored login or HF_TOKEN.")
+@click.option("--save-dir", type=click.Path(path_type=Path), help="A folder made from it.")
+@convert_options
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.pass_context
+def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Hold a repository or a folder against its checkpoint; exit 8 where they differ.
+
+    Nothing is downloaded but a repository's listing and config. A repository's own record says with
+    which options it was made; a folder needs the options that it was made with.
+    """
+    from hubmerge import api
+    from hubmerge.bars import Bars
+    from hubmerge.cli_options import given_options
+
+    what = given_options(context)
+    with Bars(quiet=quiet) as bars:
+        result = api.verify(
+            options["load_dir"],
+            save_dir=options["save_dir"],
+            repo_id=options["repo_id"],
+            revision=options["revision"],
+            token=options["token"],
+            progress=bars,
+            **what,
+        )
+    click.echo(result.to_json() if as_json else result.to_text())
+    if result.differences:
+        context.exit(MismatchError.exit_code)
 
 
 @cli.command()

@@ -178,6 +178,19 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return where, what
 
 
+def given_options(context: click.Context) -> dict[str, Any]:
+    """Of the options that decide what is published, those that the user gave."""
+    from hubmerge.names.options import NamingOptions
+
+    def is_given(name: str) -> bool:
+        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+    what = {name: context.params[name] for name in _names(_WHAT) if is_given(name)}
+    if any(map(is_given, _names(_NAMES))):
+        what["naming"] = NamingOptions(**{name: context.params[name] for name in _names(_NAMES)})
+    return what
+
+
 def _names(options: tuple[Callable[..., Any], ...]) -> list[str]:
     """The parameter names of some options."""
 

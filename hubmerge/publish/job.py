@@ -18,7 +18,14 @@ from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, CardOptions, is_ours, make_card
 from hubmerge.publish.hub import Hub, Refs
 from hubmerge.publish.secrets import refuse_secrets
-from hubmerge.publish.staging import BRANCH_PREFIX, Published, Record, Staging, Target
+from hubmerge.publish.staging import (
+    BRANCH_PREFIX,
+    Published,
+    Record,
+    Staging,
+    Target,
+    content_ids,
+)
 from hubmerge.shard_writer import WrittenShard
 
 DEFAULT_BRANCH = "main"
@@ -226,9 +233,14 @@ class Job:
             self._target.operations(shards, self._small, self.staging),
             message=options.commit_message or "Upload model with hubmerge",
             description=options.commit_description or "",
-            record=Record(self.staging.fingerprint, shards, options.recorded or {}),
+            record=Record(self.staging.fingerprint, shards, self._recorded()),
             create_pr=options.create_pr,
         )
+
+    def _recorded(self) -> dict[str, Any]:
+        """What `verify` needs to know of this push."""
+        files = {name: content_ids(content) for name, content in self._small.items()}
+        return {**(self._options.recorded or {}), "files": files}
 
 
 def _check_options(options: PushOptions) -> None:

@@ -198,10 +198,7 @@ def holds(files: dict[str, RemoteFile], name: str, content: bytes) -> bool:
     file = files.get(name)
     if file is None:
         return False
-    if file.sha256 is not None:
-        return file.sha256 == hashlib.sha256(content).hexdigest()
-    blob = b"blob %d\0" % len(content) + content
-    return file.blob_id == hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    return (file.sha256 or file.blob_id) in content_ids(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,3 +332,26 @@ class Target:
             if record.to_text() in newest.description:
                 return Published(url, newest.sha, revision, changed=True)
         return None
+
+
+def content_ids(content: bytes) -> tuple[str, str]:
+    """How a listing identifies this content: its sha256 as an LFS file, else its git blob id."""
+    blob = b"blob %d\0" % len(content) + content
+    git_id = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    return hashlib.sha256(content).hexdigest(), git_id
+
+
+def newest_record(hub: Hub, revision: str) -> Record:
+    """The record of the newest push to a branch.
+
+    Raises:
+        UsageError: no commit there is by hubmerge.
+    """
+    for commit in hub.commits(revision)[:_COMMITS_SEARCHED]:
+        record = parse_record(f"{commit.title}\n{commit.description}")
+        if record is not None:
+            return record
+    raise UsageError(
+        f"{hub.repo_id}@{revision} has no commit by hubmerge that says how it was made",
+        "Download it and use --save-dir with the options that it was made with.",
+    )

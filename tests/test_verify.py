@@ -1,0 +1,151 @@
+"""verify: a folder or a repository against the checkpoint that it was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+import hubmerge
+from tests.hub.server import Hub
+
+pytest_plugins = ["tests.hub.plugin"]
+
+SHARD_SIZE = 3000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint of several shards' worth of weights."""
+    folder = tmp_path_factory.mktemp("verify") / "checkpoint"
+    torch.manual_seed(0)
+    weights = {f"model.layers.{i}.weight": torch.randn(16, 40) for i in range(6)}
+    dcp.save({"model": weights}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+@pytest.fixture
+def converted(checkpoint: Path, tmp_path: Path) -> Path:
+    """The folder that `convert` makes of it."""
+    hubmerge.convert(checkpoint, tmp_path / "out", shard_size=SHARD_SIZE)
+    return tmp_path / "out"
+
+
+def verify_folder(checkpoint: Path, folder: Path) -> hubmerge.VerifyResult:
+    """Verify with the options that `converted` was made with."""
+    return hubmerge.verify(checkpoint, save_dir=folder, shard_size=SHARD_SIZE)
+
+
+def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    return subprocess.run(
+        [sys.executable, "-m", "hubmerge", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env or dict(os.environ),
+    )
+
+
+def test_what_convert_wrote_is_right(checkpoint: Path, converted: Path) -> None:
+    """A fresh folder has no difference, and every file of it was looked at."""
+    result = verify_folder(checkpoint, converted)
+    assert result.differences == ()
+    assert result.files == len(list(converted.iterdir()))
+
+
+def test_a_flipped_bit_is_named_with_its_tensor(checkpoint: Path, converted: Path) -> None:
+    """One changed byte is found, and the first tensor that it changes is named."""
+    path = converted / "model-00002-of-00003.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    (difference,) = verify_folder(checkpoint, converted).differences
+    assert (difference.file, difference.tensor) == (path.name, "model.layers.3.weight")
+    assert difference.expected != difference.found
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00003.safetensors", "model.safetensors.index.json", "README.md"]
+)
+def test_a_missing_or_changed_file_is_named(checkpoint: Path, converted: Path, name: str) -> None:
+    """A file that is gone, and one with a byte too many, are each the one difference."""
+    content = (converted / name).read_bytes()
+    (converted / name).unlink()
+    (gone,) = verify_folder(checkpoint, converted).differences
+    assert (gone.file, gone.found) == (name, "no such file")
+    (converted / name).write_bytes(content + b" ")
+    (changed,) = verify_folder(checkpoint, converted).differences
+    assert changed.file == name
+
+
+def test_weights_that_do_not_belong_are_named(checkpoint: Path, converted: Path) -> None:
+    """A shard of some other model beside the right ones is a difference."""
+    (converted / "model-00001-of-00009.safetensors").write_bytes(b"")
+    (difference,) = verify_folder(checkpoint, converted).differences
+    assert difference.file == "model-00001-of-00009.safetensors"
+
+
+def test_the_command_exits_with_8(checkpoint: Path, converted: Path) -> None:
+    """Exit 0 and one JSON object where all is well, 8 with each difference where not."""
+    arguments = ["verify", "--load-dir", str(checkpoint), "--save-dir", str(converted)]
+    arguments += ["--shard-size", str(SHARD_SIZE), "--json", "--quiet"]
+    good = command(*arguments)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["differences"] == []
+    (converted / "README.md").unlink()
+    bad = command(*arguments)
+    assert bad.returncode == 8
+    assert [d["file"] for d in json.loads(bad.stdout)["differences"]] == ["README.md"]
+    assert "Traceback" not in bad.stderr
+
+
+def test_neither_or_both_places_is_a_usage_error(checkpoint: Path) -> None:
+    """verify needs exactly one place."""
+    with pytest.raises(hubmerge.HubmergeError) as neither:
+        hubmerge.verify(checkpoint)
+    assert neither.value.exit_code == 2
+
+
+def test_a_repository_needs_only_the_checkpoint(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    """The commit says how it was pushed, so verify needs no option, and downloads no shard."""
+    push = ["push", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
+    push += ["--shard-size", str(SHARD_SIZE), "--dtype", "float16"]
+    pushed = command(*push, env=hub.env())
+    assert pushed.returncode == 0, pushed.stderr
+    hub.log.clear()
+    verify = ["verify", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
+    good = command(*verify, "--json", env=hub.env())
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert json.loads(good.stdout)["files"] == 5
+    assert not [e for e in hub.log.select() if "safetensors" in e.path and "index" not in e.path]
+
+
+def test_a_repository_that_was_changed_is_found_out(hub: Hub, checkpoint: Path) -> None:
+    """A card that somebody edited and a shard that somebody deleted are both named; exit 8."""
+    push = ["push", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
+    assert command(*push, "--shard-size", str(SHARD_SIZE), env=hub.env()).returncode == 0
+    shard = "model-00001-of-00003.safetensors"
+    hub.commit("alice/model", {"README.md": b"# mine", shard: None}, "main")
+    verify = ["verify", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
+    bad = command(*verify, "--json", env=hub.env())
+    assert bad.returncode == 8, bad.stderr
+    found = {d["file"]: d["found"] for d in json.loads(bad.stdout)["differences"]}
+    assert found.keys() == {"README.md", shard}
+    assert found[shard] == "no such file"
+
+
+def test_a_repository_without_a_record_is_refused(hub: Hub, checkpoint: Path) -> None:
+    """A repository that hubmerge never pushed to cannot be verified, and the error says so."""
+    hub.create_repo("alice/other")
+    result = command(
+        "verify", "--load-dir", str(checkpoint), "--repo-id", "alice/other", env=hub.env()
+    )
+    assert result.returncode == 2
+    assert "no commit by hubmerge" in result.stderr
