@@ -27,12 +27,10 @@ ROOT = Path(__file__).parents[1]
 FULL = ("accelerate_state", "hf_trainer", "compiled", "lightning_module")
 
 
-@functools.cache
-def _runs() -> tempfile.TemporaryDirectory[str]:
-    """All runs, made once for this test session."""
-    folder = tempfile.TemporaryDirectory(prefix="hubmerge-trainers-")
+def launch(module: str, folder: str | Path) -> None:
+    """Run a trainer in processes of its own."""
     done = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "tests.trainers.runs", folder.name],
+        [sys.executable, "-m", module, str(folder)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -41,7 +39,14 @@ def _runs() -> tempfile.TemporaryDirectory[str]:
         timeout=240,
     )
     if done.returncode:
-        pytest.fail(f"the trainers failed:\n{done.stdout}{done.stderr}", pytrace=False)
+        pytest.fail(f"{module} failed:\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+@functools.cache
+def _runs() -> tempfile.TemporaryDirectory[str]:
+    """All runs, made once for this test session."""
+    folder = tempfile.TemporaryDirectory(prefix="hubmerge-trainers-")
+    launch("tests.trainers.runs", folder.name)
     return folder
 
 
@@ -83,6 +88,18 @@ def test_a_real_run(name: str, tmp_path: Path) -> None:
     fresh.load_state_dict({n: t for n, t in state.items() if "inv_freq" not in n})
     assert torch.equal(logits(loaded), logits(fresh))
     assert not torch.equal(logits(loaded), untrained)
+
+
+def test_a_real_lightning_run(tmp_path: Path) -> None:
+    """Lightning's own Trainer and strategy, its folder given, gives the trained model's logits."""
+    pytest.importorskip("lightning")
+    launch("tests.trainers.lightning_run", tmp_path)
+    assets = tmp_path / "assets"
+    hubmerge.convert(tmp_path, tmp_path / "out", model_assets_dir=assets, dtype="auto")
+    assert hubmerge.inspect(tmp_path).layout.startswith("Lightning; state dict under 'state_dict'")
+    model = build("llama")
+    model.load_state_dict(torch.load(tmp_path / "expected.pt", weights_only=True))
+    assert torch.equal(logits(load(tmp_path / "out")), logits(model))
 
 
 def test_the_trainers_newest_checkpoint_is_taken(tmp_path: Path) -> None:
