@@ -132,8 +132,7 @@ def _upload_share(
     todo = ranks.share([shard for shard in plan.shards if shard.filename not in prepared.held])
     total_bytes = sum(shard.size_bytes for shard in todo)
     progress.start(total_bytes, len(todo))
-    if not todo:
-        return _Share({})
+    # Entered also where nothing is left to do: what a run that was killed left there goes.
     needed_bytes = min(cap_bytes, total_bytes)
     place = staging_folder(options.staging_dir, needed_bytes, job.staging.fingerprint, ranks.rank)
     with place as folder:
