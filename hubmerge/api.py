@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from hubmerge.assets import CONFIG, Assets
 from hubmerge.checkpoint.locate import locate
@@ -12,8 +12,14 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.convert import ConvertResult, convert_plan
 from hubmerge.errors import UsageError
 from hubmerge.inspection import Inspection, inspect_checkpoint
-from hubmerge.names.options import AUTOMATIC, NamingOptions
+from hubmerge.names.options import AUTOMATIC
 from hubmerge.plan import DEFAULT_SHARD_SIZE, INDEX_NAME, Plan
+from hubmerge.plan_options import (
+    PlanOptions,
+    recalled_content_ids,
+    recalled_options,
+    record_options,
+)
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.card import CARD, CardOptions, make_card
@@ -21,32 +27,10 @@ from hubmerge.publish.hub import Hub
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
 from hubmerge.publish.staging import newest_record
 from hubmerge.ranks import ALONE, Ranks
-from hubmerge.record import recalled_content_ids, recalled_options, record_options
 from hubmerge.verify import VerifyResult, verify_folder, verify_listing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class PlanOptions(TypedDict, total=False):
-    """What decides the published files; the keyword arguments of `plan`, `convert` and `push`.
-
-    Attributes:
-        model_assets_dir: where config, tokenizer and the like are copied from.
-        shard_size: bytes of tensors that one file holds at most (2,000,000,000).
-        dtype: ``bfloat16`` (the default), ``float16``, ``float32``, or ``auto`` for as stored.
-            Integers and bools are never cast.
-        naming: where the user knows better than the tool which tensor is what.
-        license: the model's license, for its card.
-        card: a model card of the user's own; its text stays, missing metadata is filled in.
-    """
-
-    model_assets_dir: str | Path | None
-    shard_size: int
-    dtype: str
-    naming: NamingOptions
-    license: str | None
-    card: str | Path | None
 
 
 def inspect(load_dir: str | Path) -> Inspection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.fingerprint import fingerprint
 from hubmerge.output_folder import OutputFolder, note_shard
 from hubmerge.plan import INDEX_NAME, Plan
 from hubmerge.progress import Progress
@@ -104,15 +104,3 @@ def convert_plan(
         warnings=plan.warnings + assets.warnings,
         seconds=round(time.monotonic() - began, 3),
     )
-
-
-def fingerprint(plan: Plan, files: DataFiles) -> str:
-    """Names the output: equal for two runs only if checkpoint, names and options are equal.
-
-    The metadata is hashed whole; of the data files their size and a sparse sample, since a
-    checkpoint is never changed in place and reading it all would cost as much as converting it.
-    """
-    digest = hashlib.sha256(plan.digest.encode())
-    for name in sorted(plan.data_files):
-        digest.update(files.sample(name))
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.convert import fingerprint
+from hubmerge.fingerprint import fingerprint
 from hubmerge.plan import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.job import DEFAULT_BRANCH, Job, Prepared, PushOptions

@@ -1,6 +1,7 @@
-"""The options of a push, as its commit records them, so that `verify` can make the same plan.
+"""The options that decide what is published, and how a commit of a push records them.
 
-Only what decides bytes and names is recorded, and never a path of somebody's machine.
+From the record `verify` makes the same plan again. Only what decides bytes and names is recorded,
+and never a path of somebody's machine.
 """
 
 from __future__ import annotations
@@ -8,16 +9,34 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from hubmerge.errors import CheckpointError
 from hubmerge.names.options import AUTOMATIC, NamingOptions
 from hubmerge.plan import DEFAULT_SHARD_SIZE
 
-if TYPE_CHECKING:
-    from hubmerge.api import PlanOptions
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class PlanOptions(TypedDict, total=False):
+    """What decides the published files; the keyword arguments of `plan`, `convert` and `push`.
+
+    Attributes:
+        model_assets_dir: where config, tokenizer and the like are copied from.
+        shard_size: bytes of tensors that one file holds at most (2,000,000,000).
+        dtype: ``bfloat16`` (the default), ``float16``, ``float32``, or ``auto`` for as stored.
+            Integers and bools are never cast.
+        naming: where the user knows better than the tool which tensor is what.
+        license: the model's license, for its card.
+        card: a model card of the user's own; its text stays, missing metadata is filled in.
+    """
+
+    model_assets_dir: str | Path | None
+    shard_size: int
+    dtype: str
+    naming: NamingOptions
+    license: str | None
+    card: str | Path | None
 
 
 def record_options(options: PlanOptions) -> dict[str, Any]:
