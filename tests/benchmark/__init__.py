@@ -1,0 +1,1 @@
+"""How fast, and how small: `python -m tests.benchmark` (this package's root imports nothing)."""
