@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
-from hubmerge.checkpoint.unpickle import Inert, InertWithState, load
+from hubmerge.checkpoint.unpickle import Inert, load, new_dict, same_tuple
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
 from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputError
 from hubmerge.gc_pause import gc_paused
@@ -38,33 +38,37 @@ _MAX_METADATA_BYTES = 4 * 2**30
 _MAX_SIZE = 2**62
 _MAX_DIMS = 64
 
+# More than any has; more would be copied for each chunk that shares them.
+_MAX_PATH_PARTS = 256
+_MAX_CODECS = 8
+
 
 class _Metadata(Inert):
-    pass
+    __slots__ = ()
 
 
 class _TensorEntry(Inert):
-    pass
+    __slots__ = ()
 
 
 class _ObjectEntry(Inert):
-    pass
+    __slots__ = ()
 
 
 class _ChunkBox(Inert):
-    pass
+    __slots__ = ()
 
 
 class _Index(Inert):
-    pass
+    __slots__ = ()
 
 
 class _StorageInfo(Inert):
-    pass
+    __slots__ = ()
 
 
-class _Properties(InertWithState):
-    pass
+class _Properties(Inert):
+    __slots__ = ()
 
 
 _DCP = "torch.distributed.checkpoint.metadata"
@@ -88,7 +92,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ): _StorageInfo,
     (_MEGATRON, "MCoreMetadata"): _Metadata,
     (_MEGATRON, "MCoreSavePlan"): Inert,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): same_tuple,
     ("torch.serialization", "_get_layout"): Inert,
     ("pathlib", "PosixPath"): Inert,
     ("pathlib", "WindowsPath"): Inert,
@@ -98,7 +102,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ("pathlib._local", "WindowsPath"): Inert,
     ("pathlib._local", "PurePosixPath"): Inert,
     ("pathlib._local", "PureWindowsPath"): Inert,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): new_dict,
 }
 
 
@@ -239,6 +243,7 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
     paths = paths if isinstance(paths, dict) else {}
     stored = _storage_by_key(fields.get("storage_data"), label)
     safe_paths: dict[str, str] = {}
+    boxes_left = len(data)  # one takes some bytes, unless a hostile file lists it again and again
     for key, entry in entries.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{label}: a key is {type(key).__name__}, not text")
@@ -246,15 +251,21 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
             merged.add_object(key)
         else:
             dtype, shape, boxes = _tensor_entry(entry, key, label)
+            boxes_left -= len(boxes)
+            if boxes_left < 0:
+                raise UnsafeInputError(f"{label}: lists more chunks than it can hold")
             chunks = _chunks(key, boxes, stored.get(key, {}), safe_paths, label)
             merged.add(key, dtype, shape, _path(paths.get(key)), chunks)
 
 
 def _refuse_megatron_reformulation(fields: dict[str, Any], label: str) -> None:
     plans = fields.get("mcore_data")
-    if isinstance(plans, dict) and any(
-        isinstance(plan, dict) and any("nd_reformulated" in str(name)[:64] for name in plan)
-        for plan in plans.values()
+    # One plan may stand there many times; it is looked through once.
+    distinct = {id(p): p for p in plans.values()}.values() if isinstance(plans, dict) else ()
+    if any(
+        isinstance(plan, dict)
+        and any(isinstance(name, str) and "nd_reformulated" in name for name in plan)
+        for plan in distinct
     ):
         raise CheckpointError(
             f"{label}: Megatron stored some tensors in a reformulated shape",
@@ -263,9 +274,10 @@ def _refuse_megatron_reformulation(fields: dict[str, Any], label: str) -> None:
 
 
 def _fields(value: Any, kind: type[Inert], label: str, what: str) -> dict[str, Any]:
-    if not isinstance(value, kind):
+    state = getattr(value, "state", None)
+    if not isinstance(value, kind) or not isinstance(state, dict):
         raise CheckpointError(f"{label}: {what} is not what a checkpoint has in that place")
-    return value.__dict__
+    return state
 
 
 def _dict(value: Any, label: str, what: str) -> dict[Any, Any]:
@@ -278,9 +290,9 @@ def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | 
     """{key: {offsets: where stored}}."""
     by_key: dict[str, dict[tuple[int, ...] | None, Any]] = {}
     for index, info in _dict(value, label, "storage_data").items():
-        if type(index) is not _Index:
+        fields = getattr(index, "state", None)
+        if type(index) is not _Index or type(fields) is not dict:
             raise CheckpointError(f"{label}: storage_data has a key that is not a MetadataIndex")
-        fields = index.__dict__
         key, offset = fields.get("fqn"), fields.get("offset")
         if type(key) is not str or not (offset is None or type(offset) is tuple):
             raise CheckpointError(f"{label}: storage_data has a malformed key")
@@ -288,7 +300,7 @@ def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | 
         if places is None:
             places = by_key[key] = {}
         if offset is not None and not _are_sizes(offset):
-            raise CheckpointError(f"{label}: {key!r} is stored at the offset {offset!r}"[:500])
+            raise CheckpointError(f"{label}: {key!r} is stored at a malformed offset"[:500])
         if offset in places:
             raise CheckpointError(f"{label}: {key!r} is stored twice at {offset}"[:500])
         places[offset] = info
@@ -298,29 +310,33 @@ def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | 
 def _tensor_entry(entry: Any, key: str, label: str) -> tuple[str, tuple[int, ...], list[Any]]:
     fields = _fields(entry, _TensorEntry, label, f"the entry of {key!r}")
     properties = fields.get("properties")
-    state = properties.state if isinstance(properties, _Properties) else None
+    state = getattr(properties, "state", None) if isinstance(properties, _Properties) else None
+    dtype = None
     if isinstance(state, tuple) and state:
         dtype = state[0]
-    else:  # older writers pickled the attributes
-        dtype = getattr(properties, "__dict__", {}).get("dtype")
+    elif isinstance(state, dict):  # older writers pickled the attributes
+        dtype = state.get("dtype")
     shape, boxes = fields.get("size"), fields.get("chunks")
     if not isinstance(dtype, str):
         raise CheckpointError(f"{label}: {key!r} has no dtype")
     if not (type(shape) is tuple and _are_sizes(shape)) or not isinstance(boxes, list):
         raise CheckpointError(f"{label}: {key!r} has a malformed shape or list of chunks")
-    if len(shape) > _MAX_DIMS or prod(shape) >= _MAX_SIZE:
+    if prod(shape) >= _MAX_SIZE:
         raise UnsafeInputError(f"{label}: {key!r} claims the impossible shape {shape}")
     return dtype, shape, boxes
 
 
 def _path(value: Any) -> tuple[str, ...] | None:
     """The nested keys of a flat key; DCP also has list indices among them."""
-    if not isinstance(value, tuple) or not value:
+    if not isinstance(value, tuple) or not 0 < len(value) <= _MAX_PATH_PARTS:
         return None
     return tuple(str(part) for part in value if isinstance(part, (str, int)))
 
 
 def _are_sizes(values: tuple[Any, ...]) -> bool:
+    """Are these the sizes or offsets of a tensor? Anything else is neither hashed nor printed."""
+    if len(values) > _MAX_DIMS:
+        return False
     for value in values:  # noqa: SIM110 - called a million times, and a generator costs twice
         if type(value) is not int or not 0 <= value < _MAX_SIZE:
             return False
@@ -337,21 +353,23 @@ def _chunks(
     # About a million rounds for the largest models: no function call in here that can be spared.
     # `safe_paths` holds one string per file, already checked, for all chunks.
     for box in boxes:
-        if type(box) is not _ChunkBox:
+        fields = getattr(box, "state", None)
+        if type(box) is not _ChunkBox or type(fields) is not dict:
             raise CheckpointError(f"{label}: {key!r} has a chunk that is not one")
-        fields = box.__dict__
         offsets, sizes = fields.get("offsets"), fields.get("sizes")
-        if type(offsets) is not tuple or type(sizes) is not tuple or not _are_sizes(sizes):
+        if type(offsets) is not tuple or type(sizes) is not tuple:
+            raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
+        if not (_are_sizes(offsets) and _are_sizes(sizes)):
             raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
         info = places.get(offsets)
-        if type(info) is not _StorageInfo:
+        info_fields = getattr(info, "state", None)
+        if type(info) is not _StorageInfo or type(info_fields) is not dict:
             if 0 in sizes:
                 continue  # nothing to store, and some writers do not
             raise CheckpointError(
                 f"{label}: the chunk of {key!r} at {offsets} is stored nowhere"[:500],
                 "The save was incomplete; use an earlier step.",
             )
-        info_fields = info.__dict__
         file, offset, length = (
             info_fields.get("relative_path"),
             info_fields.get("offset"),
@@ -376,7 +394,11 @@ def _chunks(
 def _codecs(value: Any, key: str, label: str) -> tuple[str, ...]:
     if not value:
         return ()
-    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) <= _MAX_CODECS
+        and all(isinstance(name, str) for name in value)
+    ):
         return tuple(value)
     raise CheckpointError(f"{label}: {key!r} has malformed transform_descriptors")
 

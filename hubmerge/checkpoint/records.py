@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from hubmerge.checkpoint.model import Chunk
-from hubmerge.checkpoint.unpickle import Inert, load
-from hubmerge.dtypes import BY_NAME, DType
+from hubmerge.checkpoint.record_pickle import read_pickle
+from hubmerge.dtypes import DType
 from hubmerge.errors import CheckpointError, DamagedFileError, HubmergeError, UnsafeInputError
 from hubmerge.safetensors_header import HeaderTensor, read_header
 
@@ -294,7 +294,10 @@ def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
     head = _read_head(file, chunk)
     if head.byteorder not in (b"", b"little"):
         raise DamagedFileError(file.name, f"the record's byte order is {head.byteorder!r}")
-    offset, strides, storage_bytes = _check_tensor(head, chunk, dtype, file.name)
+    layout = read_pickle(head.pickle, chunk, dtype, file.name)
+    if layout.payload_name != head.payload_name:
+        raise DamagedFileError(file.name, "the record's pickle names another payload")
+    offset, strides, storage_bytes = layout.offset, layout.strides, layout.storage_bytes
     extent = 1 + sum((n - 1) * s for n, s in zip(chunk.sizes, strides, strict=True))
     if 0 in chunk.sizes:
         extent = 0
@@ -308,6 +311,14 @@ def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
             actual_bytes=min(storage_bytes, chunk.length - head.payload_offset),
         )
     if chunk.codecs:
+        # Else a few bytes could claim to hold more than memory does, or hours of decompression.
+        if storage_bytes != prod(chunk.sizes) * dtype.itemsize:
+            raise DamagedFileError(
+                file.name,
+                "the compressed record claims another size than its tensor has",
+                expected_bytes=prod(chunk.sizes) * dtype.itemsize,
+                actual_bytes=storage_bytes,
+            )
         source: Source = _Stream(lambda: _decoded(file, chunk), file.name)
         start = 0
     else:
@@ -319,6 +330,8 @@ def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
 
 def _decoded(file: _File, chunk: Chunk) -> Any:
     stream: Any = _Slice(file, chunk.offset, chunk.length)
+    if len(set(chunk.codecs)) < len(chunk.codecs):
+        raise UnsafeInputError(f"{file.name}: compressed twice, as no writer does")
     for name in chunk.codecs:
         codec = _CODECS.get(name)
         if codec is None:
@@ -398,90 +411,6 @@ def _check_descriptor(file: _File, chunk: Chunk, begin: int, size: int) -> None:
     sizes = {int.from_bytes(data[8:12], "little"), int.from_bytes(data[8:16], "little")}
     if data[:4] != b"PK\x07\x08" or size not in sizes:
         raise DamagedFileError(file.name, "the record's zip structure is damaged")
-
-
-_STORAGE_DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-}
-
-
-class _RebuildTensor(Inert):
-    pass
-
-
-class _RebuildParameter(Inert):
-    pass
-
-
-_STAND_INS: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _RebuildTensor,
-    ("torch._utils", "_rebuild_parameter"): _RebuildParameter,
-    ("torch.storage", "UntypedStorage"): "untyped",
-    ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): dict,
-    **{("torch", storage): dtype for storage, dtype in _STORAGE_DTYPES.items()},
-}
-
-
-def _dtype_name(module: str, name: str) -> str | None:
-    return name if module == "torch" and name in BY_NAME else None
-
-
-def _check_tensor(
-    head: _Head, chunk: Chunk, dtype: DType, label: str
-) -> tuple[int, tuple[int, ...], int]:
-    """Check that the record's pickle describes this chunk.
-
-    Returns:
-        Offset and strides in the storage, in elements, and the storage's size in bytes.
-    """
-    # A persistent id is ("storage", its type, its entry's name, device, elements).
-    value = load(head.pickle, f"{label} (data.pkl)", _STAND_INS, _dtype_name, _storage)
-    if isinstance(value, _RebuildParameter) and value.args:
-        value = value.args[0]
-    args = value.args if isinstance(value, _RebuildTensor) else ()
-    if len(args) < 6 or not isinstance(args[0], _Storage):
-        raise DamagedFileError(label, "the record does not hold a plain tensor")
-    storage, offset, sizes, strides = args[:4]
-    # _rebuild_tensor_v3 names the dtype in its seventh argument; v2's storage has it.
-    is_untyped = storage.dtype == "untyped"
-    found = (args[6] if len(args) > 6 else None) if is_untyped else storage.dtype
-    if (found, sizes) != (dtype.name, chunk.sizes) or f"data/{storage.name}" != head.payload_name:
-        raise DamagedFileError(
-            label, f"the record holds {found} {sizes} instead of {dtype.name} {chunk.sizes}"[:300]
-        )
-    if any(isinstance(flags, dict) and any(flags.values()) for flags in args[6:]):
-        raise DamagedFileError(label, "the record's tensor is a conjugated or negated view")
-    numbers = (offset, storage.count, *strides) if isinstance(strides, tuple) else (None,)
-    if len(numbers) != 2 + len(sizes) or not all(
-        type(n) is int and 0 <= n < 2**62 for n in numbers
-    ):
-        raise DamagedFileError(label, "the record's strides are malformed")
-    return offset, strides, storage.count * (1 if is_untyped else dtype.itemsize)
-
-
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    dtype: Any
-    name: Any
-    count: Any
-
-
-def _storage(pid: Any) -> _Storage | None:
-    if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
-        return _Storage(pid[1], pid[2], pid[4])
-    return None
 
 
 def _is_row_major(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -20,36 +20,38 @@ from typing import Any
 
 from hubmerge.errors import CheckpointError, UnsafeInputError
 
-
-class _Sealed(type):
-    """Metaclass of stand-ins: a pickle must not leave anything on a class that outlives it."""
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        raise pickle.UnpicklingError(f"the pickle tries to set {cls.__name__}.{name}")
+# More arguments than any writer gives; a hostile file could have a long tuple copied at each call.
+_MAX_ARGS = 256
 
 
-class Inert(metaclass=_Sealed):
-    """Stands in for any class or function: takes all arguments, keeps the state, does nothing.
+class Inert:
+    """Stands in for any class or function: keeps its arguments and its state, does nothing.
 
-    A state that is a dict lands in the instance's attributes (the unpickler does that itself); any
-    other lands in ``state``.
+    The state is kept by reference and never spread over attributes: a pickle can set no attribute
+    of anything, and a large state that is given to many objects is not copied for each.
     """
 
-    args: tuple[Any, ...] = ()
-    state: Any = None
+    __slots__ = ("args", "state")
 
-    def __new__(cls, *args: Any) -> Inert:
-        self = object.__new__(cls)
-        if args:
-            self.__dict__["args"] = args
-        return self
+    args: tuple[Any, ...]
+    """Missing where the pickle made the object without a call; so is `state` without a state."""
+    state: Any
 
-
-class InertWithState(Inert):
-    """For classes whose ``__getstate__`` gives something else than a dict."""
+    def __init__(self, *args: Any) -> None:
+        if len(args) > _MAX_ARGS:
+            raise pickle.UnpicklingError(f"{type(self).__name__} gets {len(args):,} arguments")
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
-        self.__dict__["state"] = state
+        self.state = state
+
+
+# Stands in for `torch.Size`: gives back the tuple that it is given. (`tuple` itself would also copy
+# a long text or list at each call, and a file of a megabyte can call it a million times.)
+same_tuple: Callable[[Any], Any] = ().__add__
+
+# Stands in for `collections.OrderedDict`, whose items come after the call.
+new_dict: Callable[[], Any] = dict[Any, Any]().copy
 
 
 # Opcodes that torch's writers use, by the bytes that follow them. A run without text is matched
