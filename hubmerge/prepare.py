@@ -74,7 +74,7 @@ def prepare(
         return plan, _adapter_assets(plan, located, assets_dir, options)
     assets = collect_assets(assets_dir, plan.main_dtype)
     if options.check_model:
-        _check(plan, naming, known.truth, options)
+        _check(plan, naming, known.truth)
     return plan, assets
 
 
@@ -106,7 +106,7 @@ def _what_is_known(
     config_assets = _with_config(assets_dir, base_dir)
     architecture = _architecture(config_assets, options, warnings) if config_assets else None
     config = config_assets.config if config_assets else None
-    return _Known(Truth(config, architecture, reference, same, config_assets), warnings)
+    return _Known(Truth(config, architecture, reference, same), warnings)
 
 
 def _with_config(*folders: Path | None) -> Assets | None:
@@ -131,16 +131,10 @@ def _architecture(
         return None
 
 
-def _check(plan: Plan, naming: Naming, truth: Truth, options: NamingOptions) -> None:
+def _check(plan: Plan, naming: Naming, truth: Truth) -> None:
     """The loader's verdict where there can be one, else the base model's."""
-    if truth.architecture is not None and truth.assets is not None:
-        check_with_loader(
-            plan.shards,
-            plan.index,
-            truth.assets,
-            truth.architecture,
-            trust_remote_code=options.trust_remote_code,
-        )
+    if truth.architecture is not None:
+        check_with_loader(plan.shards, truth.architecture)
     elif truth.reference is not None:
         different = differences((w.name for w in naming.weights), truth.reference.files)
         if different:

@@ -73,7 +73,7 @@ def load_architecture(assets: Assets, *, trust_remote_code: bool) -> Architectur
         UnknownArchitectureError: transformers does not know it, or its config is not usable.
     """
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        write_config(assets, Path(folder), with_code=trust_remote_code)
+        _write_config(assets, Path(folder), with_code=trust_remote_code)
         try:
             model = _build(Path(folder), trust_remote_code=trust_remote_code)
         except UnknownArchitectureError:
@@ -85,7 +85,7 @@ def load_architecture(assets: Assets, *, trust_remote_code: bool) -> Architectur
     return Architecture(model, names, dict(getattr(model, "all_tied_weights_keys", None) or {}))
 
 
-def write_config(assets: Assets, folder: Path, *, with_code: bool) -> None:
+def _write_config(assets: Assets, folder: Path, *, with_code: bool) -> None:
     """Put the config into `folder`, and the model's own code only where that may be run."""
     for asset in assets.files:
         if asset.name == CONFIG or (with_code and asset.name.endswith(".py")):

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubmerge.assets import Assets
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, NoModelWeightsError
 from hubmerge.names import lora, titan
@@ -39,14 +38,12 @@ class Truth:
         architecture: what transformers makes of it.
         reference: the base model.
         same: compares two stored tensors byte for byte.
-        assets: the folder that the config is from.
     """
 
     config: Mapping[str, Any] | None = None
     architecture: Architecture | None = None
     reference: Reference | None = None
     same: SameElements | None = None
-    assets: Assets | None = None
 
     def known_names(self) -> set[str]:
         """All names that a tensor of this model can have, in memory or on the Hub."""

@@ -1,22 +1,23 @@
 """The real loader's verdict on the names, before a byte is converted.
 
-The planned files are written as headers with a hole for the data (a few KB of disk), and
-transformers loads them onto the meta device: whatever it then calls missing, unexpected or
-mismatched, it would call so after hours of conversion and upload.
+The planned files are written as headers with a hole for the data (a few KB of disk), opened with
+safetensors' own reader, and what that sees is loaded by transformers onto the meta device: whatever
+it then calls missing, unexpected or mismatched, it would call so after hours of conversion and
+upload. Tensors are made on the meta device before transformers gets them: it would read the holes
+otherwise, which takes minutes for the largest models.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
-from hubmerge.assets import Assets
 from hubmerge.errors import CheckpointError
-from hubmerge.names.architecture import Architecture, quiet_transformers, write_config
-from hubmerge.names.reference import INDEX_NAME, differences
+from hubmerge.names.architecture import Architecture, quiet_transformers
+from hubmerge.names.reference import differences
 
 _MOST_LISTED = 10
 
@@ -34,25 +35,19 @@ class PlannedFile(Protocol):
     def size_bytes(self) -> int: ...
 
 
-def check_with_loader(
-    files: Iterable[PlannedFile],
-    index: bytes | None,
-    assets: Assets,
-    architecture: Architecture,
-    *,
-    trust_remote_code: bool,
-) -> None:
+def check_with_loader(files: Iterable[PlannedFile], architecture: Architecture) -> None:
     """Load the planned files without their data.
 
     Raises:
         CheckpointError: a name or shape is not what the model has; all are listed.
     """
-    with tempfile.TemporaryDirectory(prefix="hubmerge-check-") as name:
-        folder = Path(name)
-        shapes = _write_holes(files, index, folder)
-        write_config(assets, folder, with_code=trust_remote_code)
-        info = _load(folder, architecture, trust_remote_code=trust_remote_code)
+    with tempfile.TemporaryDirectory(prefix="hubmerge-check-") as folder:
+        tensors: dict[str, Any] = {}
+        for file in files:
+            tensors |= _without_data(file, Path(folder) / file.filename)
+    info = _load(tensors, architecture)
     if isinstance(info, str):
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         problems = [info, *_own_comparison(shapes, architecture)]
     else:
         problems = _problems(info)
@@ -64,33 +59,32 @@ def check_with_loader(
         )
 
 
-def _write_holes(files: Iterable[PlannedFile], index: bytes | None, folder: Path) -> Shapes:
-    shapes: Shapes = {}
-    for file in files:
-        with open(folder / file.filename, "wb") as out:
-            out.write(file.header)
-            out.truncate(file.size_bytes)
-        entries = json.loads(file.header[8:])
-        del entries["__metadata__"]
-        shapes.update((name, tuple(entry["shape"])) for name, entry in entries.items())
-    if index is not None:
-        (folder / INDEX_NAME).write_bytes(index)
-    return shapes
+def _without_data(file: PlannedFile, path: Path) -> dict[str, Any]:
+    """The tensors of a planned file as safetensors sees them, on the meta device."""
+    import torch
+    from safetensors import safe_open
+
+    with open(path, "wb") as out:
+        out.write(file.header)
+        out.truncate(file.size_bytes)
+    with safe_open(path, framework="pt") as opened:
+        return {
+            name: torch.empty(opened.get_slice(name).get_shape(), device="meta")
+            for name in opened.keys()  # noqa: SIM118 - it is no mapping
+        }
 
 
-def _load(
-    folder: Path, architecture: Architecture, *, trust_remote_code: bool
-) -> Mapping[str, Any] | str:
-    """What the loader says of the files: its lists of keys, or why it refuses them."""
+def _load(tensors: dict[str, Any], architecture: Architecture) -> Mapping[str, Any] | str:
+    """What the loader says of the tensors: its lists of keys, or why it refuses them."""
     try:
         with quiet_transformers():
             _, info = architecture.model_class.from_pretrained(
-                folder,
+                None,
+                config=deepcopy(architecture.model.config),
+                state_dict=tensors,
                 device_map="meta",
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
             )
     except Exception as error:  # noqa: BLE001 - whatever the loader raises is its verdict
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
