@@ -194,7 +194,7 @@ def verify(
     with tempfile.TemporaryDirectory() as temporary:
         for name in (CONFIG, INDEX_NAME):
             if name in listing:
-                hub.read_text(name, revision, Path(temporary))
+                Path(temporary, name).write_text(hub.read_text(name, revision))
         made_with = recalled_options(record.options)
         made_with["model_assets_dir"] = temporary
         made_with.update(options)
@@ -215,7 +215,7 @@ def _card_options(options: PlanOptions) -> CardOptions:
     text = None
     if path is not None and (path.is_file() or card is not None):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes().decode()
         except (OSError, ValueError) as error:
             raise UsageError(f"{path.name}: the model card cannot be read: {error}") from None
     naming = options.get("naming", AUTOMATIC)

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubmerge.errors import UsageError
@@ -190,14 +189,22 @@ class Hub:
         )
         return [RemoteCommit(c.commit_id, c.title, c.message) for c in found]
 
-    def read_text(self, path: str, revision: str, folder: Path) -> str:
-        """The content of a small text file, by way of `folder`."""
+    def read_text(self, path: str, revision: str) -> str:
+        """The content of a small text file."""
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+        )
 
         def download() -> str:
-            local = self._api.hf_hub_download(
-                self.repo_id, path, revision=revision, local_dir=folder
+            # Not `hf_hub_download`, which retries some faults itself and others not at all.
+            response = get_session().get(
+                hf_hub_url(self.repo_id, path, revision=revision, endpoint=self._api.endpoint),
+                headers=build_hf_headers(token=self._api.token, library_name="hubmerge"),
             )
-            return Path(local).read_text(encoding="utf-8", errors="replace")
+            hf_raise_for_status(response)
+            return bytes(response.content).decode("utf-8", "replace")
 
         return self._retry(f"reading {path}", download)
 

@@ -73,7 +73,12 @@ def translated(doing: str) -> Iterator[None]:
 
 
 def _from_builtin(error: Exception, doing: str) -> HubmergeError:
-    """An error of hf_xet, which raises Python's own; or of the operating system."""
+    """An error of hf_xet, which raises Python's own; or of the operating system.
+
+    huggingface_hub itself wraps what failed in an upload or a download in one of these.
+    """
+    if hasattr(error.__cause__, "response"):
+        return _from_response(error.__cause__, doing)
     text = f"{doing}: {type(error).__name__}: {_one_line(error)}"
     if isinstance(error, ConnectionError):
         if any(sign in text for sign in ("401", "403", "Unauthorized", "Forbidden")):

@@ -6,7 +6,6 @@ See `hubmerge.publish.staging` for the order in which the Hub sees it.
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,8 +145,7 @@ class Job:
             small[INDEX_NAME] = self._plan.index
         card = self._options.card
         if card.text is None and base is not None and CARD in self.hub.files(base):
-            with tempfile.TemporaryDirectory() as folder:
-                text = self.hub.read_text(CARD, base, Path(folder))
+            text = self.hub.read_text(CARD, base)
             if not is_ours(text):
                 card = CardOptions(card.base_model, card.license, text)
         small[CARD] = make_card(self._plan, self._assets, card, self._options.repo_id).encode()

@@ -26,12 +26,13 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.errors import HubmergeError, MismatchError, TargetChangedError, UsageError
 from hubmerge.names.lora import ADAPTER_CONFIG
 from hubmerge.plan import INDEX_NAME
-from hubmerge.publish.hub import Hub, RemoteFile
+from hubmerge.publish.hub import Hub, RemoteCommit, RemoteFile
 from hubmerge.shard_writer import WrittenShard
 
 if TYPE_CHECKING:
@@ -227,13 +228,17 @@ class Target:
 
     def published(self, fingerprint: str) -> dict[str, WrittenShard]:
         """The shards of this fingerprint that the target has already, whole."""
-        for commit in self._hub.commits(self.revision)[:_COMMITS_SEARCHED]:
+        for commit in self._history[:_COMMITS_SEARCHED]:
             record = parse_record(f"{commit.title}\n{commit.description}")
             if record is not None:
                 if record.fingerprint != fingerprint:
                     return {}
                 return {n: s for n, s in record.shards.items() if _is_same(self.files.get(n), s)}
         return {}
+
+    @cached_property
+    def _history(self) -> list[RemoteCommit]:
+        return self._hub.commits(self.revision)
 
     def holds(self, shard: WrittenShard) -> bool:
         """Has the target this shard already?"""

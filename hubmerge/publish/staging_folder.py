@@ -57,7 +57,6 @@ def staging_folder(
         UsageError: another run uses the folder.
     """
     root = chosen or _temporary_root(needed_bytes, fingerprint)
-    existed = root.exists()
     check_room(root, needed_bytes)
     with disk_errors(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,17 +65,17 @@ def staging_folder(
     folder = root / f"{_STAGED}-{rank}"
     lock_path = root / f"{_LOCK}-{rank}"
     with _lock(lock_path, root):
-        with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700)
         try:
+            with disk_errors(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(mode=0o700)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock_path.unlink(missing_ok=True)
-    if not existed:
-        with suppress(OSError):  # another rank's files may still be there
-            root.rmdir()
+            if chosen is None:
+                with suppress(OSError):  # another rank's files may still be there
+                    root.rmdir()
 
 
 @contextmanager

@@ -75,8 +75,8 @@ def llama(root: Path, seed: int, layers: int = 2) -> Model:
 
 def plain(root: Path, count: int) -> Model:
     """So many tensors that are no known model: one a shard, if the shards are small."""
-    tensors = {f"w{i:03d}": torch.full((600,), float(i)) for i in range(count)}
-    save({f"model.{name}": tensor for name, tensor in tensors.items()}, root / "plain")
+    tensors = {f"model.layers.{i}.mlp.weight": torch.full((600,), float(i)) for i in range(count)}
+    save({"model": dict(tensors)}, root / "plain")
     (root / "none").mkdir()
     (root / "none" / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     return Model(root / "plain", root / "none", tensors)

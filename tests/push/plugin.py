@@ -55,8 +55,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def push(
-    api: HfApi,  # noqa: ARG001 - makes this process a client of the Hub
-    naps: list[float],  # noqa: ARG001
+    api: HfApi,
+    naps: list[float],
     places: Path,
     model: Model,
 ) -> Callable[..., Done]:

@@ -1,0 +1,305 @@
+"""Pushing while the Hub and the network fail: bounded retries, an honest end, one commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub import Hub
+from tests.hub.call import Call
+from tests.push import driver
+from tests.push.checks import (
+    downloads_whole,
+    expected_weights,
+    readers_saw_only,
+    staging_branches,
+    weights_of,
+)
+from tests.push.command import REPO, Done
+from tests.push.models import Model
+
+pytest_plugins = ["tests.push.plugin"]
+
+Push = Callable[..., Done]
+
+PREFLIGHT = ("repo_info", "auth_check", "refs", "tree", "resolve", "validate_yaml", "commits")
+LFS = ("lfs_batch", "lfs_put", "lfs_part", "lfs_complete", "lfs_verify")
+ENDPOINTS = (*PREFLIGHT, "create_branch", "preupload", *LFS, "paths_info", "commit", "create_tag",
+             "delete_branch")  # fmt: skip
+
+KINDS: dict[str, dict[str, Any]] = {
+    "429 with Retry-After": {"status": 429, "retry_after": 7},
+    "429": {"status": 429},
+    "500": {"status": 500},
+    "502": {"status": 502},
+    "503": {"status": 503},
+    "504": {"status": 504},
+    "reset before the body": {"reset": "before"},
+    "reset in the body": {"reset": "in"},
+    "reset after the body": {"reset": "after"},
+    "response lost": {"lost": "reset"},
+    "response lost behind a 504": {"lost": 504},
+}
+
+
+def is_staging(call: Call) -> bool:
+    """Is the request for the staging branch?"""
+    return (call.revision or "").startswith("hubmerge/")
+
+
+def is_target(call: Call) -> bool:
+    """Is the request for the branch main?"""
+    return call.revision == "main"
+
+
+def endpoints_of(hub: Hub) -> list[str]:
+    """All endpoints that a push onto a model with a person's card calls, tokens of xet aside."""
+    return [name for name in ENDPOINTS if hub.transport == "lfs" or name not in LFS]
+
+
+@pytest.fixture
+def older(hub: Hub, other_model: Model) -> dict[str, str]:
+    """The repo is there, with another model and a person's card; its weight files."""
+    # Of four shards three go in one piece over LFS, and one in parts.
+    hub.lfs.part_size = 14_000
+    hub.create_repo(REPO)
+    files = other_model.weights() | {"config.json": b"{}\n", "README.md": b"# Older\n"}
+    hub.commit(REPO, files)
+    return weights_of(hub.files(REPO))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_endpoint_fails_once(
+    kind: str, hub: Hub, older: dict[str, str], push: Push, naps: list[float], model: Model,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """One fault at every endpoint in one push: it waits, tries again, and makes one commit."""
+    faults = [hub.faults.add(name, **KINDS[kind]) for name in endpoints_of(hub)]
+    faults.append(hub.faults.add("commit", when=is_target, **KINDS[kind]))
+    done = push("--tag", "v1")
+    assert done.code == 0, done.err
+    assert [str(fault.endpoint) for fault in faults if fault.hits != 1] == []
+    assert len(naps) >= len(faults) - 2
+    if "retry_after" in KINDS[kind]:
+        assert {7, 8} & set(naps)
+        assert not {1, 2, 4} & set(naps)
+    readers_saw_only(hub, REPO, older, expected_weights(model))
+    assert len(hub.states(REPO)) == 3
+    assert staging_branches(hub, REPO) == []
+    downloads_whole(hub, model, tmp_path / "down", repo_id=REPO)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_an_endpoint_never_recovers(
+    endpoint: str, hub: Hub, older: dict[str, str], push: Push, model: Model
+) -> None:
+    """Retries are bounded and never stacked; then exit 5, and the same command resumes."""
+    if endpoint not in endpoints_of(hub):
+        pytest.skip("an endpoint of the other transport")
+    fault = hub.faults.add(endpoint, times=None, status=503)
+    done = push("--tag", "v1")
+    assert (done.code, done.out) == (5, "")
+    assert [line[:6] for line in done.err.splitlines()].count("Error:") == 1
+    assert "503" in done.err
+    assert "Hint: Run the same command again" in done.err
+    assert 5 <= fault.hits <= 7
+    published = endpoint in ("create_tag", "delete_branch")
+    known = [older, expected_weights(model)] if published else [older]
+    assert weights_of(hub.files(REPO)) == known[-1]
+    readers_saw_only(hub, REPO, *known)
+    if endpoint in PREFLIGHT[:-1]:
+        assert hub.log.count("create_branch") == hub.log.count("commit") == 0
+    hub.faults.clear()
+    assert push("--tag", "v1").code == 0
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
+    assert hub.repo(REPO).refs["refs/tags/v1"] == hub.head(REPO)
+
+
+@pytest.mark.parametrize("endpoint", ["repo_info", "create_repo", "commit"])
+def test_creating_a_repo_meets_faults(endpoint: str, hub: Hub, push: Push, model: Model) -> None:
+    """A lost answer to the creation of the repository, and to each commit, is no second one."""
+    hub.faults.add(endpoint, lost="reset")
+    assert push().code == 0
+    readers_saw_only(hub, REPO, expected_weights(model))
+    assert len(hub.states(REPO)) == 2
+
+
+@pytest.mark.parametrize("transport", ["xet"])
+def test_xet_asks_again(hub: Hub, push: Push, model: Model) -> None:
+    """A passing fault of the xet token is retried by the client itself."""
+    fault = hub.faults.add("xet_write_token", status=503)
+    done = push()
+    assert (done.code, fault.hits) == (0, 1), done.err
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
+
+
+@pytest.mark.parametrize("endpoint", ["refs", "preupload", "commit"])
+def test_a_silent_hub_is_not_waited_for_for_ever(
+    endpoint: str, hub: Hub, push: Push, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is held open without an answer ends in a time-out and another attempt."""
+    hub.create_repo(REPO)
+    monkeypatch.setattr("hubmerge.publish.hub._SILENCE_SECONDS", 0.7)
+    fault = hub.faults.add(endpoint, hold=30.0)
+    began = time.monotonic()
+    done = push()
+    assert (done.code, fault.hits) == (0, 1), done.err
+    assert time.monotonic() - began < 20
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": formatdate(time.time() + 1e6, usegmt=True)}, 300),
+        ({"RateLimit": '"api";r=0;t=55'}, 55),
+        ({"Retry-After": "soon"}, 1),
+    ],
+)
+def test_how_long_it_waits(
+    headers: dict[str, str], expected: float, hub: Hub, push: Push, naps: list[float]
+) -> None:
+    """As long as the Hub asks for, within five minutes; else it backs off by itself."""
+    hub.faults.add("validate_yaml", status=429, headers=headers)
+    assert push().code == 0
+    assert naps == [expected]
+
+
+@pytest.mark.parametrize("lost", ["reset", 503, 504])
+@pytest.mark.parametrize("option", ["--tag=v1", "--create-pr"])
+def test_the_answer_to_the_final_commit_is_lost(
+    lost: str | int, option: str, hub: Hub, older: dict[str, str], push: Push, model: Model
+) -> None:
+    """The commit is recognised on the Hub and made exactly once, also as a pull request."""
+    fault = hub.faults.add("commit", lost=lost, when=is_target)
+    result = push(option, "--json").json
+    assert fault.hits == 1
+    revision = "refs/pr/1" if option == "--create-pr" else "main"
+    assert (result["changed"], result["commit"]) == (True, hub.head(REPO, revision))
+    assert weights_of(hub.files(REPO, revision)) == expected_weights(model)
+    if option == "--create-pr":
+        assert len(hub.repo(REPO).discussions) == 1
+        assert result["url"] == f"{hub.url}/{REPO}/discussions/1"
+        assert len(hub.states(REPO)) == 2
+    else:
+        assert len(hub.states(REPO)) == 3
+        assert hub.repo(REPO).refs["refs/tags/v1"] == hub.head(REPO)
+
+
+def test_the_answer_is_lost_and_somebody_commits_on_top(
+    hub: Hub, older: dict[str, str], push: Push, model: Model
+) -> None:
+    """Our own commit is found below somebody else's, and is not made again."""
+    hub.faults.add("commit", lost="reset", when=is_target)
+    hub.faults.add("commits", move_head="main", when=is_target, skip=1)
+    result = push("--json").json
+    ours, theirs = hub.repo(REPO).resolve("main").parents[0], hub.head(REPO)
+    assert result["commit"] == ours != theirs
+    assert len(hub.states(REPO)) == 4
+    readers_saw_only(hub, REPO, older, expected_weights(model))
+
+
+def test_no_old_pull_request_passes_for_the_new_one(
+    hub: Hub, older: dict[str, str], push: Push, model: Model, tmp_path: Path
+) -> None:
+    """A failed commit is made again though a pull request with the same shards is open."""
+    assert push("--create-pr").code == 0
+    card = tmp_path / "card.md"
+    card.write_text("# Another card\n")
+    hub.faults.add("commit", status=503, when=is_target)
+    result = push("--create-pr", "--json", "--card", str(card)).json
+    assert result["url"] == f"{hub.url}/{REPO}/discussions/2"
+    assert hub.read(REPO, "README.md", "refs/pr/2").endswith(b"# Another card\n")
+
+
+def test_the_target_has_moved(hub: Hub, older: dict[str, str], push: Push, model: Model) -> None:
+    """Somebody else's commit is kept: exit 9, both shas named, the shards stay staged."""
+    before = hub.head(REPO)
+    hub.faults.add("commit", move_head="main", when=is_target)
+    done = push("--tag", "v1")
+    assert (done.code, done.out) == (9, "")
+    assert before in done.err
+    assert hub.head(REPO) in done.err
+    assert weights_of(hub.files(REPO)) == older
+    assert "refs/tags/v1" not in hub.repo(REPO).refs
+    assert len(staging_branches(hub, REPO)) == 1
+    result = push("--json").json
+    assert (result["resumed_shards"], result["uploaded_bytes"]) == (4, 0)
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
+    assert "somebody-else.txt" in hub.files(REPO)
+    readers_saw_only(hub, REPO, older, expected_weights(model))
+
+
+def test_wrong_bytes_are_found_before_the_target_moves(
+    hub: Hub, older: dict[str, str], push: Push
+) -> None:
+    """The Hub's listing shows other content than was sent: exit 8, and the target is as it was."""
+    hub.faults.add("commit", wrong_bytes="model-00002-*", when=is_staging, skip=2)
+    done = push()
+    assert done.code == 8
+    assert "model-00002-of-00004.safetensors" in done.err
+    assert "the target was not touched" in done.err
+    readers_saw_only(hub, REPO, older)
+    assert weights_of(hub.files(REPO)) == older
+
+
+@pytest.mark.parametrize("at", ["preupload", "commit", "token"])
+def test_the_token_is_revoked_on_the_way(
+    at: str, hub: Hub, older: dict[str, str], push: Push
+) -> None:
+    """Exit 6 without a retry, and the target is as it was."""
+    token = {"xet": "xet_write_token", "lfs": "lfs_batch"}[hub.transport]
+    fault = hub.faults.add(token if at == "token" else at, revoke=True, skip=2)
+    done = push()
+    assert (done.code, fault.hits) == (6, 1)
+    assert "Hint: Log in with `hf auth login`" in done.err
+    readers_saw_only(hub, REPO, older)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_xet_or_lfs_refuses_the_token(
+    status: int, hub: Hub, older: dict[str, str], push: Push
+) -> None:
+    """A refused upload is a matter of access, whoever raises it and in whatever class."""
+    endpoint = {"xet": "xet_write_token", "lfs": "lfs_batch"}[hub.transport]
+    fault = hub.faults.add(endpoint, times=None, status=status)
+    assert push().code == 6
+    assert fault.hits == 1
+    readers_saw_only(hub, REPO, older)
+
+
+def test_gitignore_covers_the_shards(hub: Hub, older: dict[str, str], push: Push) -> None:
+    """Shards that the Hub would silently leave out stop the push at the first of them."""
+    hub.commit(REPO, {".gitignore": b"*.safetensors\n"})
+    done = push()
+    assert done.code == 1
+    assert "model-00001-of-00004.safetensors: not on hubmerge/" in done.err
+    assert ".gitignore" in done.err
+    readers_saw_only(hub, REPO, older)
+
+
+def test_gitignore_covers_small_files(
+    hub: Hub, older: dict[str, str], push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config or index that the Hub would leave out is found before anything is converted."""
+    monkeypatch.setattr("hubmerge.publish.pipeline.write_shard", None)
+    hub.commit(REPO, {".gitignore": b"*.jinja\n*.index.json\n"})
+    done = push()
+    assert done.code == 2
+    assert "leaves chat_template.jinja, model.safetensors.index.json out" in done.err
+    readers_saw_only(hub, REPO, older)
+
+
+def test_offline_mode(hub: Hub, model: Model, tmp_path: Path) -> None:
+    """With HF_HUB_OFFLINE=1 nothing is tried at all, and the message says why."""
+    argv = ["push", "--repo-id", REPO, *model.argv()]
+    child = driver.start(argv, hub.env(HF_HUB_OFFLINE="1"), tmp_path)
+    assert child.wait() == 2
+    assert child.err.startswith("Error: HF_HUB_OFFLINE is set")
+    assert len(hub.log) == 0
