@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -333,6 +335,34 @@ def test_the_run_folder_of_a_real_save(tmp_path: Path) -> None:
     result = hubmerge.convert(tmp_path / "run", tmp_path / "out")
     assert result.total_parameters == sum(t.numel() for t in new.state_dict().values())
     assert "global_step_2" in result.warnings[0]
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, as a user runs it."""
+    command = [sys.executable, "-m", "hubmerge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_stops_with_3_and_inspects_without_torch(tmp_path: Path) -> None:
+    """Wrong names: exit 3 with a list and a hint on stderr alone; inspect imports no torch."""
+    model = build("llama")
+    checkpoint = save(tmp_path / "c", {"model": prefixed("x.", dict(model.state_dict()))})
+    assets = save_config(tmp_path / "assets", model)
+    push = ("push", "--no-push", "--load-dir", checkpoint, "--save-dir", tmp_path / "out")
+    (checkpoint / "more.pt").touch()
+    right = run_command(*push, "--model-assets-dir", assets, "--dry-run")
+    assert right.returncode == 0, right.stderr
+    wrong = run_command(*push, "--model-assets-dir", assets, "--rename", "self_attn=>attn", "-q")
+    assert (wrong.returncode, wrong.stdout) == (3, "")
+    assert "missing: model.layers.0.self_attn" in wrong.stderr
+    assert "Hint: " in wrong.stderr
+    code = (
+        "import sys, hubmerge; names = hubmerge.inspect(sys.argv[1]).names;"
+        "print(names[0]['name'], 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["x.model.embed_tokens.weight", "False"]
 
 
 def test_errors_are_ours(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 The Hub's layout of an architecture is transformers' own conversion read backwards, or what the base
 model's index says; never guessed from a name. An expert's tensor is a slice in the plan, so nothing
 is copied and memory stays as it is.
+
+One thing nobody can see from outside: VeOmni with Muon's zero-communication mode and expert
+parallelism saves expert tensors transposed in blocks, and `.metadata` does not say so.
 """
 
 from __future__ import annotations
@@ -123,6 +126,8 @@ def _split_by_name(
     name: str, part: Part, stored: Parts, known: set[str], *, force: bool
 ) -> Parts | None:
     """The experts' own tensors as a reference has them, or (`force`) as most models call them."""
+    if not known and not force:
+        return None
     for before, after, names in _STYLES:
         if before not in name:
             continue
