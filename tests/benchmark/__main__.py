@@ -11,17 +11,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmark.measure import CommandFailedError, Measured, best_of, measure, remove, warm
+from tests.benchmark.measure import Measured, Task, best_of, measure, remove
+from tests.benchmark.push import (
+    PUSH_SHARD_SIZE,
+    convert_alone,
+    limited_hub,
+    push_sampled,
+    upload_alone,
+)
 
 MB = 1_000_000
 GB = 1_000_000_000
 OWN = ["-m", "hubmerge"]
 BASELINE = ["-m", "tests.benchmark.baselines"]
 CHECKPOINTS = ["-m", "tests.benchmark.checkpoints"]
+SIZES = ("2GB", "200MB", "5GB")
+PARTS = ("read", "write", "sync")
 
 
 def planning_command(load_dir: Path) -> list[str]:
@@ -57,10 +65,6 @@ class Report:
         verdict = "kept" if value <= limit else "BROKEN"
         self.promises.append(f"| {what} | {value:.2f} {unit} | {limit:g} {unit} | {verdict} |")
 
-    def skipped(self, what: str, why: Exception) -> None:
-        """A command that failed: the others still count."""
-        self.promises.append(f"| {what} | not measured | | {str(why).strip().splitlines()[-1]} |")
-
     def markdown(self) -> str:
         """Both tables."""
         return "\n".join([
@@ -90,50 +94,48 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def measure_baselines(
-    report: Report, source: Path, output: Path, rounds: int
-) -> dict[str, Measured]:
-    """Rows (b), (c), (d) and `import torch`; (b)'s last output stays for a comparison."""
-    weight_bytes = sum(path.stat().st_size for path in source.glob("*.distcp"))
+def measure_conversions(report: Report, source: Path, output: Path, rounds: int) -> None:
+    """Rows (a) to (d) and `import torch`, side by side, and what they promise."""
+    output_bytes = sum(path.stat().st_size for path in source.glob("*.distcp")) // 2
+    folders = [str(source), str(output)]
     commands = {
         "import torch": [*BASELINE, "import_torch"],
-        "(d) floor": [*BASELINE, "floor", str(source), str(output), str(weight_bytes // 2)],
-        "(c) dcp_to_torch_save": [*BASELINE, "torch_save", str(source), str(output)],
-        "(b) old algorithm, 2 GB shards": [*BASELINE, "old", str(source), str(output)],
+        "(d) floor": [*BASELINE, "floor", *folders, str(output_bytes)],
+        "(c) dcp_to_torch_save": [*BASELINE, "torch_save", *folders],
+        "(b) old algorithm, 2GB shards": [*BASELINE, "old", *folders],
+        **{f"(a) hubmerge, {size} shards": convert_command(source, output, size) for size in SIZES},
     }
-    runs = {}
-    for what, command in commands.items():
-        runs[what] = best_of(rounds, command, output)
-        report.add(what, runs[what], runs[what].report()["seconds"])
-    floor = runs["(d) floor"].report()
-    parts = ", ".join(
-        f"{part} {floor[part + '_seconds']:.2f}" for part in ("read", "write", "sync")
-    )
+    tasks = {what: Task(command, source, output) for what, command in commands.items()}
+    runs = best_of(rounds, tasks)
+    for what, run in runs.items():
+        report.add(what, run, run.report()["seconds"])
+    own, old, floor = (runs[what] for what in (
+        "(a) hubmerge, 2GB shards", "(b) old algorithm, 2GB shards", "(d) floor"))  # fmt: skip
+    parts = ", ".join(f"{part} {floor.report()[f'{part}_seconds']:.2f}" for part in PARTS)
     report.rows.append(f"| (d)'s parts in s: {parts} | | | |")
-    return runs
+    report.promise("wall (a) / wall (b)", own.wall_seconds / old.wall_seconds, 0.25, "x")
+    ratio = own.report()["seconds"] / floor.report()["seconds"]
+    report.promise("conversion (a) / floor (d)", ratio, 1.5, "x")
+    for size in SIZES:
+        promise_peak(report, f"{size} shards", runs[f"(a) hubmerge, {size} shards"], runs)
 
 
-def measure_own(
-    report: Report, source: Path, double: Path | None, output: Path, rounds: int,
-    baselines: dict[str, Measured],
-) -> None:  # fmt: skip
-    """Rows (a), and what they promise against the baselines."""
-    old, floor = baselines["(b) old algorithm, 2 GB shards"], baselines["(d) floor"]
-    torch_bytes = baselines["import torch"].peak_bytes
-    cases = {f"{size} shards": (source, size) for size in ("2GB", "200MB", "5GB")}
-    if double:
-        cases["2GB shards, twice the checkpoint"] = (double, "2GB")
-    for what, (folder, shard_size) in cases.items():
-        warm(folder)
-        run = best_of(rounds, convert_command(folder, output, shard_size), output)
-        report.add(f"(a) hubmerge, {what}", run, run.report()["seconds"])
-        over = (run.peak_bytes - torch_bytes) / MB
-        report.promise(f"peak over `import torch`, {what}", over, 128, "MB")
-        if what == "2GB shards":
-            ratio = run.wall_seconds / old.wall_seconds
-            report.promise("wall (a) / wall (b)", ratio, 0.25, "x")
-            ratio = run.report()["seconds"] / floor.report()["seconds"]
-            report.promise("conversion (a) / floor (d)", ratio, 1.5, "x")
+def promise_peak(report: Report, what: str, run: Measured, runs: dict[str, Measured]) -> None:
+    """How much more memory a conversion needs than its libraries."""
+    over_bytes = run.peak_bytes - runs["import torch"].peak_bytes
+    report.promise(f"peak over `import torch`, {what}", over_bytes / MB, 128, "MB")
+
+
+def measure_double(report: Report, double: Path, output: Path, rounds: int) -> None:
+    """Row (a) at twice the checkpoint."""
+    tasks = {
+        "import torch": Task([*BASELINE, "import_torch"]),
+        "twice the checkpoint": Task(convert_command(double, output), double, output),
+    }
+    runs = best_of(rounds, tasks)
+    run = runs["twice the checkpoint"]
+    report.add("(a) hubmerge, twice the checkpoint", run, run.report()["seconds"])
+    promise_peak(report, "twice the checkpoint", run, runs)
 
 
 def compare_outputs(report: Report, source: Path, output: Path) -> None:
@@ -152,37 +154,35 @@ def compare_outputs(report: Report, source: Path, output: Path) -> None:
         remove(folder)
 
 
+def measure_start(report: Report, source: Path, rounds: int) -> None:
+    """The commands that must feel instant."""
+    limits = {"hubmerge --help": 0.3, "hubmerge inspect": 1.0}
+    tasks = {
+        "python -c pass": Task(["-c", "pass"]),
+        "hubmerge --help": Task([*OWN, "--help"]),
+        "hubmerge inspect": Task([*OWN, "inspect", "--load-dir", str(source)]),
+    }
+    for what, run in best_of(max(rounds, 3), tasks).items():
+        report.add(what, run)
+        if what in limits:
+            report.promise(what, run.wall_seconds, limits[what], "s")
+
+
 def measure_planning(report: Report, huge: Path, rounds: int) -> None:
     """Planning 671B from metadata alone, beside a bare `pickle.load` of it."""
-    warm(huge)
-    load = best_of(rounds, [*BASELINE, "unpickle", str(huge)])
+    tasks = {
+        "pickle.load": Task([*BASELINE, "unpickle", str(huge)], huge),
+        "plan": Task(planning_command(huge), huge),
+    }
+    runs = best_of(rounds, tasks)
+    load, plan = runs["pickle.load"], runs["plan"]
     load_seconds = load.report()["seconds"]
-    size = (huge / ".metadata").stat().st_size / MB
-    what = f"671B metadata ({size:.0f} MB, {load.report()['pieces']:,} pieces)"
+    size_mb = (huge / ".metadata").stat().st_size / MB
+    what = f"671B metadata ({size_mb:.0f} MB, {load.report()['pieces']:,} pieces)"
     report.add(f"{what}: pickle.load", load, load_seconds)
-    plan = best_of(rounds, planning_command(huge))
     report.add(f"{what}: hubmerge plans", plan)
     report.promise("planning / pickle.load", plan.wall_seconds / load_seconds, 3, "x")
     report.promise("planning peak", plan.peak_bytes / GB, 4, "GB")
-
-
-def measure_start(report: Report, source: Path, rounds: int) -> None:
-    """The commands that must feel instant."""
-    report.add("python -c pass", best_of(max(rounds, 3), ["-c", "pass"]))
-    commands = {"--help": ([*OWN, "--help"], 0.3),
-                "inspect": ([*OWN, "inspect", "--load-dir", str(source)], 1.0)}  # fmt: skip
-    for what, (command, limit) in commands.items():
-        run = best_of(max(rounds, 3), command)
-        report.add(f"hubmerge {what}", run)
-        report.promise(f"hubmerge {what}", run.wall_seconds, limit, "s")
-
-
-def attempt(report: Report, what: str, step: Callable[[], None]) -> None:
-    """Run one part of the benchmark; a failure is reported, and the rest goes on."""
-    try:
-        step()
-    except CommandFailedError as error:
-        report.skipped(what, error)
 
 
 def run_all(options: argparse.Namespace, folder: Path) -> Report:
@@ -190,21 +190,13 @@ def run_all(options: argparse.Namespace, folder: Path) -> Report:
     report = Report()
     rounds, output = options.rounds, folder / "output"
     source = build(folder / f"weights-{options.size_gb:g}", "weights", str(options.size_gb))
-    huge = build(folder / "metadata-671b", "metadata")
-    double = None
-    warm(source)
-    baselines = measure_baselines(report, source, output, rounds)
+    measure_start(report, source, rounds)
+    measure_conversions(report, source, output, rounds)
+    compare_outputs(report, source, output)
     if options.double:
-        name = f"weights-{2 * options.size_gb:g}"
-        double = build(folder / name, "weights", str(2 * options.size_gb))
-    steps: dict[str, Callable[[], None]] = {
-        "conversion": lambda: measure_own(report, source, double, output, rounds, baselines),
-        "equality": lambda: compare_outputs(report, source, output),
-        "planning": lambda: measure_planning(report, huge, rounds),
-        "start": lambda: measure_start(report, source, rounds),
-    }
-    for what, step in steps.items():
-        attempt(report, what, step)
+        size = f"{2 * options.size_gb:g}"
+        measure_double(report, build(folder / f"weights-{size}", "weights", size), output, rounds)
+    measure_planning(report, build(folder / "metadata-671b", "metadata"), rounds)
     return report
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,17 @@ class Measured:
         return report
 
 
-def measure(command: Sequence[str]) -> Measured:
+def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Measured:
     """Wall time and peak memory (children included) of a Python command, after a sync."""
     os.sync()  # so that the writeback of the last run does not disturb this one
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *command], stdout=out, stderr=err, cwd=REPOSITORY
+            [sys.executable, *command],
+            stdout=out,
+            stderr=err,
+            cwd=REPOSITORY,
+            env={**os.environ, **(env or {})},
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall_seconds = time.perf_counter() - started
@@ -64,16 +68,34 @@ def measure(command: Sequence[str]) -> Measured:
         return Measured(wall_seconds, peak_bytes, out.read(), wall_seconds)
 
 
-def best_of(rounds: int, command: Sequence[str], output: Path | None = None) -> Measured:
-    """The fastest of some runs, and their highest peak; removes the output folder around each."""
-    runs = []
+@dataclass(frozen=True)
+class Task:
+    """A command to measure, the folder that it reads, and the one that it writes."""
+
+    command: Sequence[str]
+    source: Path | None = None
+    output: Path | None = None
+
+
+def best_of(rounds: int, tasks: Mapping[str, Task]) -> dict[str, Measured]:
+    """Measure all tasks in turn, in some rounds: the fastest time of each, its highest peak.
+
+    In turn, so that what else the machine does meets all of them alike. Sources are read before
+    each run and outputs removed, so that all start from the same page cache.
+    """
+    runs: dict[str, list[Measured]] = {name: [] for name in tasks}
     for _ in range(rounds):
-        remove(output)
-        runs.append(measure(command))
-        remove(output)
-    fastest = min(runs, key=lambda run: run.wall_seconds)
+        for name, task in tasks.items():
+            remove(task.output)
+            warm(task.source)
+            runs[name].append(measure(task.command))
+            remove(task.output)
+    return {name: _best(found) for name, found in runs.items()}
+
+
+def _best(runs: Sequence[Measured]) -> Measured:
     return replace(
-        fastest,
+        min(runs, key=lambda run: run.wall_seconds),
         peak_bytes=max(run.peak_bytes for run in runs),
         slowest_seconds=max(run.wall_seconds for run in runs),
     )
@@ -85,12 +107,12 @@ def remove(folder: Path | None) -> None:
         shutil.rmtree(folder)
 
 
-def warm(folder: Path) -> int:
-    """Read every file once, so that all runs start from the page cache; returns the bytes."""
+def warm(folder: Path | None) -> None:
+    """Read every file, so that a run finds it in the page cache."""
+    if folder is None:
+        return
     buffer = bytearray(1 << 20)
-    total_bytes = 0
     for path in sorted(folder.iterdir()):
         with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total_bytes += count
-    return total_bytes
+            while file.readinto(buffer):
+                pass

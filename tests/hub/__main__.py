@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="a new or empty folder for blobs")
     parser.add_argument("--lfs", action="store_true", help="clients shall upload over LFS, not xet")
     parser.add_argument("--part-size", type=int, default=1 << 20, help="LFS: larger files in parts")
+    parser.add_argument("--upload-bytes-per-s", type=float, help="LFS: limit the bandwidth")
     parser.add_argument("--env-file", type=Path, help="append HF_ENDPOINT and so on to this file")
     args = parser.parse_args()
 
@@ -35,6 +36,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     transport: Transport = "lfs" if args.lfs else "xet"
     with Hub(args.dir, transport, port=args.port, part_size=args.part_size) as hub:
+        hub.upload_bytes_per_s = args.upload_bytes_per_s
         if args.env_file is not None:
             variables = {k: v for k, v in hub.env().items() if k.startswith("HF_")}
             with args.env_file.open("a") as file:
