@@ -10,7 +10,7 @@ from hubmerge.assets import CONFIG, Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.convert import ConvertResult, convert_plan
-from hubmerge.errors import UsageError
+from hubmerge.errors import UsageError, only_our_errors
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC
 from hubmerge.plan import DEFAULT_SHARD_SIZE, INDEX_NAME, Plan
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@only_our_errors()
 def inspect(load_dir: str | Path) -> Inspection:
     """What the checkpoint in `load_dir` holds, without torch and without reading its data.
 
@@ -43,6 +44,7 @@ def inspect(load_dir: str | Path) -> Inspection:
     return inspect_checkpoint(read_checkpoint(located.folder), located)
 
 
+@only_our_errors()
 def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, Assets]:
     """What `convert` and `push` would write; see `PlanOptions`.
 
@@ -57,6 +59,7 @@ def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, As
     )
 
 
+@only_our_errors()
 def convert(
     load_dir: str | Path,
     save_dir: str | Path | None = None,
@@ -89,7 +92,7 @@ def convert(
     return convert_plan(
         planned,
         assets,
-        Path(save_dir) if save_dir is not None else Path(load_dir) / "hf_ckpt",
+        Path(save_dir) if save_dir is not None else _default_save_dir(Path(load_dir)),
         card=_card_options(options),
         repo_id=repo_id,
         overwrite=overwrite,
@@ -98,6 +101,7 @@ def convert(
     )
 
 
+@only_our_errors()
 def push(
     load_dir: str | Path,
     repo_id: str,
@@ -154,6 +158,7 @@ def push(
     return push_plan(planned, assets, push_options, progress, ranks)
 
 
+@only_our_errors()
 def verify(
     load_dir: str | Path,
     *,
@@ -201,6 +206,14 @@ def verify(
         planned, _ = plan(load_dir, **made_with)
     ids = recalled_content_ids(record.options)
     return verify_listing(planned, ids, listing, f"{hub.url}/tree/{revision}", progress)
+
+
+def _default_save_dir(load_dir: Path) -> Path:
+    """`hf_ckpt` in the checkpoint, which may come from anybody: a link there is not followed."""
+    folder = load_dir / "hf_ckpt"
+    if folder.is_symlink():
+        raise UsageError(f"{folder}: is a link", "Say where to write with --save-dir.")
+    return folder
 
 
 def _assets_dir(options: PlanOptions) -> Path | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ _WITH_AUTO_MAP = (
     "processor_config.json",
     "preprocessor_config.json",
 )
+
+# No filesystem has longer names (in bytes, of which a character may take four).
+_MAX_NAME = 60
 
 # Larger is no config.
 _MAX_JSON_BYTES = 64 * 2**20
@@ -148,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise UsageError(f"{path.name} is too large to be a config")
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes().decode())  # no other encoding can be loaded
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path.name} in the assets folder is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -165,15 +169,17 @@ def _with_dtype(content: bytes, dtype: str | None) -> bytes:
 
 def _code_files(folder: Path) -> list[str]:
     """The .py files that an `auto_map` names, and those that they import from beside them."""
-    wanted: list[str] = []
+    wanted: deque[str] = deque()
     for name in _WITH_AUTO_MAP:
         if (folder / name).is_file():
             wanted.extend(_auto_map_modules(read_json(folder / name).get("auto_map")))
     found: dict[str, None] = {}
     while wanted:
-        module = wanted.pop(0)
+        module = wanted.popleft()
+        if not module.isidentifier() or len(module) > _MAX_NAME or f"{module}.py" in found:
+            continue
         path = folder / f"{module}.py"
-        if module.isidentifier() and f"{module}.py" not in found and path.is_file():
+        if path.is_file():
             found[path.name] = None
             wanted.extend(_relative_imports(path))
     return list(found)
@@ -192,7 +198,7 @@ def _relative_imports(path: Path) -> Iterator[str]:
     """Modules of the same folder that the code imports; it is parsed, never run."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1:

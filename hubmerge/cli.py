@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -41,7 +42,7 @@ def main() -> NoReturn:
     except HubmergeError as error:
         ranks.fail(error)
         if os.environ.get("HF_DEBUG"):
-            raise
+            traceback.print_exc()
         code = _fail(ranks, str(error), error.hint, error.exit_code)
     except click.ClickException as error:
         if ranks.rank == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,36 +66,23 @@ def convert_plan(
     began = time.monotonic()
     files = DataFiles(plan.checkpoint.folder)
     files.check_sizes(plan.data_files)
-    folder = None
-    if ranks.rank == 0:
-        small = {asset.name: asset.read() for asset in assets.files}
-        small[CARD] = make_card(plan, assets, card, repo_id).encode()
-        shard_bytes = sum(shard.size_bytes for shard in plan.shards)
-        needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
-        digest = fingerprint(plan, files)
-        folder = OutputFolder(save_dir, digest, needed_bytes, overwrite=overwrite)
-        for name, content in small.items():
-            folder.write(name, content)
-    finished = ranks.gather(dict(folder.finished) if folder else {})[0]
-    todo = ranks.share([shard for shard in plan.shards if shard.filename not in finished])
-    progress.start(sum(shard.size_bytes for shard in todo), len(todo))
-    for name in finished:
-        progress.note(f"{name} is already there, from a run that was cut off")
-
-    def on_bytes(size_bytes: int) -> None:
-        ranks.check()
-        progress.converted(size_bytes)
-
-    mine: dict[str, WrittenShard] = {}
-    for shard in todo:
-        mine[shard.filename] = write_shard(shard, files, save_dir, on_bytes)
-        note_shard(save_dir, mine[shard.filename])
-    for theirs in ranks.gather(mine):
-        finished |= theirs
-    if folder is not None:
-        if plan.index is not None:
-            folder.write(INDEX_NAME, plan.index)
-        folder.complete()
+    with ExitStack() as until_done:
+        folder = None
+        if ranks.rank == 0:
+            small = {asset.name: asset.read() for asset in assets.files}
+            small[CARD] = make_card(plan, assets, card, repo_id).encode()
+            folder = _open_folder(plan, files, small, save_dir, overwrite=overwrite)
+            until_done.callback(folder.close)
+        finished = ranks.gather(dict(folder.finished) if folder else {})[0]
+        written = _write_shards(
+            plan, files, finished, save_dir=save_dir, progress=progress, ranks=ranks
+        )
+        for theirs in ranks.gather(written):
+            finished |= theirs
+        if folder is not None:
+            if plan.index is not None:
+                folder.write(INDEX_NAME, plan.index)
+            folder.complete()
     return ConvertResult(
         save_dir=save_dir,
         shards=tuple(finished[shard.filename] for shard in plan.shards),
@@ -104,3 +92,45 @@ def convert_plan(
         warnings=plan.warnings + assets.warnings,
         seconds=round(time.monotonic() - began, 3),
     )
+
+
+def _open_folder(
+    plan: Plan, files: DataFiles, small: dict[str, bytes], save_dir: Path, *, overwrite: bool
+) -> OutputFolder:
+    """The locked folder, with the small files in it."""
+    shard_bytes = sum(shard.size_bytes for shard in plan.shards)
+    needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
+    folder = OutputFolder(save_dir, fingerprint(plan, files), needed_bytes, overwrite=overwrite)
+    try:
+        for name, content in small.items():
+            folder.write(name, content)
+    except BaseException:
+        folder.close()
+        raise
+    return folder
+
+
+def _write_shards(
+    plan: Plan,
+    files: DataFiles,
+    finished: dict[str, WrittenShard],
+    *,
+    save_dir: Path,
+    progress: Progress,
+    ranks: Ranks,
+) -> dict[str, WrittenShard]:
+    """Write this rank's part of the shards that are not finished."""
+    todo = ranks.share([shard for shard in plan.shards if shard.filename not in finished])
+    progress.start(sum(shard.size_bytes for shard in todo), len(todo))
+    for name in finished:
+        progress.note(f"{name} is already there, from a run that was cut off")
+
+    def on_bytes(size_bytes: int) -> None:
+        ranks.check()
+        progress.converted(size_bytes)
+
+    written: dict[str, WrittenShard] = {}
+    for shard in todo:
+        written[shard.filename] = write_shard(shard, files, save_dir, on_bytes)
+        note_shard(save_dir, written[shard.filename])
+    return written

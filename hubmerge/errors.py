@@ -22,6 +22,19 @@ Each message says what happened and to which file or tensor; ``hint`` says what 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
+
+# No message needs more; a hostile file could fill the terminal.
+_MAX_MESSAGE = 4000
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: what would move the cursor or cannot be encoded is escaped, cut."""
+    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[:_MAX_MESSAGE])
+    return "".join(shown) + "…" * (len(text) > _MAX_MESSAGE)
+
 
 class HubmergeError(Exception):
     """Base of all errors of hubmerge.
@@ -34,7 +47,7 @@ class HubmergeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.hint = hint
 
 
@@ -123,3 +136,32 @@ class TargetChangedError(HubmergeError):
     """The target branch was moved by somebody else since the run began."""
 
     exit_code = 9
+
+
+def from_os_error(error: OSError, what: str = "") -> HubmergeError:
+    """Our error for one of the operating system's; `what` names the file where it does not."""
+    name = what or (str(error.filename) if error.filename is not None else "a file")
+    reason = error.strerror or type(error).__name__
+    if error.errno in (ENOSPC, EDQUOT, EFBIG):
+        return NoRoomError(
+            f"{name}: the disk is full ({reason})", "Free some room and run the same command again."
+        )
+    return HubmergeError(f"{name}: {reason}", "Check that the file can be read and written.")
+
+
+@contextmanager
+def only_our_errors() -> Iterator[None]:
+    """The boundary of the library: whatever else is raised inside becomes a HubmergeError."""
+    try:
+        yield
+    except HubmergeError:
+        raise
+    except OSError as error:
+        raise from_os_error(error) from error
+    except MemoryError as error:
+        raise NoRoomError("not enough memory", "Free some, or use another machine.") from error
+    except Exception as error:
+        raise HubmergeError(
+            f"unexpected {type(error).__name__}: {error}",
+            "This is a defect of hubmerge: please report it, with what HF_DEBUG=1 adds.",
+        ) from error

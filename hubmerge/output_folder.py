@@ -4,7 +4,7 @@ A journal (`.hubmerge.journal`) names the plan and each finished shard. It is th
 as the folder is incomplete, and the run that works on it holds a lock on it. What is on disk when
 a run dies:
 
-    1. the journal is created and locked         folder: as before, and the journal
+    1. the journal is created and locked         folder: as before, and an empty journal
     2. an older model's index, then its shards are removed (``overwrite``)
     3. assets                                    folder: no weights: nothing can load it
     4. each shard, then its line in the journal  folder: no index: no loader takes it for a model
@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+from io import FileIO
 from pathlib import Path
 
 from hubmerge.errors import NoRoomError, UsageError
@@ -55,12 +56,14 @@ class OutputFolder:
         if not overwrite:
             refuse_existing_model(path)
         # What is there is either kept or removed before the first shard is written.
-        check_room(path, needed_bytes - sum(p.stat().st_size for p in _weight_files(path)))
+        check_room(path, needed_bytes - sum(p.lstat().st_size for p in _weight_files(path)))
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._file = open(path / JOURNAL, "a+b", buffering=0)  # noqa: SIM115 - held, as a lock
+            self._file = _open_journal(path / JOURNAL)
         try:
             self._lock()
+            if not overwrite:  # again: until it was locked, another run could work here
+                refuse_existing_model(path)
             self._resume()
             self._clear()
         except BaseException:
@@ -70,21 +73,23 @@ class OutputFolder:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.fstat(self._file.fileno()).st_nlink > 0  # not removed by who had it
         except OSError:
+            is_ours = False
+        if not is_ours:
             raise UsageError(
                 f"{self.path}: another run is writing into this folder",
                 "Wait for it, or use another --save-dir.",
-            ) from None
+            )
 
     def _resume(self) -> None:
         """Take over the finished shards of a run with the same plan that was cut off."""
         self._file.seek(0)
         lines = self._file.read().split(b"\n")[:-1]  # the last is empty, or cut off by a crash
         if lines and lines[0] == self._header():
-            for line in lines[1:]:
-                shard = WrittenShard(**json.loads(line))
+            for shard in filter(None, map(_noted_shard, lines[1:])):
                 path = self.path / shard.filename
-                if path.is_file() and path.stat().st_size == shard.size:
+                if path.is_file() and path.lstat().st_size == shard.size:
                     self.finished[shard.filename] = shard
 
     def _header(self) -> bytes:
@@ -108,8 +113,9 @@ class OutputFolder:
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # a link there would be followed
             try:
-                with open(partial, "wb") as file:
+                with open(partial, "xb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
@@ -124,6 +130,25 @@ class OutputFolder:
         with disk_errors(self.path):
             (self.path / JOURNAL).unlink()
         self._file.close()
+
+    def close(self) -> None:
+        """Let go of the folder, complete or not."""
+        self._file.close()
+
+
+def _open_journal(path: Path) -> FileIO:
+    """Open for reading and appending, and never what a link points at: it will be truncated."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return FileIO(os.open(path, flags, 0o666), "a+b")
+
+
+def _noted_shard(line: bytes) -> WrittenShard | None:
+    """A line of the journal; None where a crash or an editor has spoiled it."""
+    try:
+        shard = WrittenShard(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    return shard if _SHARD_NAME.fullmatch(str(shard.filename)) else None
 
 
 def _journal_line(shard: WrittenShard) -> bytes:
@@ -147,8 +172,12 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def refuse_existing_model(path: Path) -> None:
-    """Raises UsageError where the folder holds weights that no incomplete run of ours left."""
-    if (path / JOURNAL).exists():
+    """Raises UsageError where the folder holds weights that no incomplete run of ours left.
+
+    A journal without its first line is of a run that was killed before it touched the folder.
+    """
+    journal = path / JOURNAL
+    if journal.exists() and journal.stat().st_size:
         return
     found = _weight_files(path) + [path / INDEX_NAME] * (path / INDEX_NAME).exists()
     if found:

@@ -20,6 +20,9 @@ from hubmerge.errors import CheckpointError
 # Readers refuse a longer header (safetensors' own limit).
 MAX_HEADER_BYTES = 100_000_000
 
+# torch's own limit.
+_MAX_DIMS = 64
+
 # transformers refuses a file without this entry.
 _METADATA = {"format": "pt"}
 
@@ -81,7 +84,7 @@ def read_header(
     if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - start - 8):
         raise CheckpointError(f"{label}: not a safetensors file")
     try:
-        entries = json.loads(file.read(header_bytes))
+        entries = json.loads(file.read(header_bytes).decode(), object_pairs_hook=_distinct)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{label}: the safetensors header is not valid JSON") from None
     if not isinstance(entries, dict):
@@ -118,7 +121,8 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
     dtype_code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     dtype = BY_CODE.get(dtype_code) if isinstance(dtype_code, str) else None
     if dtype is None:
-        raise CheckpointError(f"{label}: {name!r} has the unknown dtype {dtype_code!r}")
+        code = dtype_code if isinstance(dtype_code, str) else type(dtype_code).__name__
+        raise CheckpointError(f"{label}: {name!r} has the unknown dtype {code}")
     if not (_is_sizes(shape) and _is_sizes(offsets)) or len(offsets) != 2:
         raise problem
     tensor = HeaderTensor(name, dtype, tuple(shape), data_start + offsets[0])
@@ -128,4 +132,16 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
 
 
 def _is_sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMS
+        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    )
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where a key stands twice: readers differ in which they take."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("duplicate key")
+    return entries

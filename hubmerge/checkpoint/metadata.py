@@ -407,12 +407,12 @@ def safe_relative_path(path: str, label: str) -> str:
     """`path` if it cannot leave the folder on any system.
 
     Raises:
-        UnsafeInputError: it is absolute, has a drive, `..` or a NUL, or is empty.
+        UnsafeInputError: it is absolute, has a drive, `..` or a control character, or is empty.
     """
     windows = PureWindowsPath(path)
     unsafe = (
         not path
-        or "\0" in path
+        or not path.isprintable()
         or PurePosixPath(path).is_absolute()
         or windows.drive
         or windows.root

@@ -77,12 +77,19 @@ class _File:
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            is_inside = path.resolve().is_relative_to(folder.resolve())
+        except (OSError, RuntimeError):  # a loop of links
+            is_inside = False
+        if not is_inside:
             raise UnsafeInputError(
                 f"{name}: refused, the link leads outside the checkpoint",
                 "Copy the file into the checkpoint's folder.",
             )
         try:
+            # Looked at before it is opened: to open some devices is to use them.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise UnsafeInputError(f"{name}: refused, it is not a regular file")
             # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
