@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,3 +81,7 @@ def plain(root: Path, count: int) -> Model:
     (root / "none").mkdir()
     (root / "none" / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     return Model(root / "plain", root / "none", tensors)
+
+
+if __name__ == "__main__":
+    llama(Path(sys.argv[1]), seed=7)
