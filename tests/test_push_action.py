@@ -124,7 +124,7 @@ def test_inputs_that_are_refused(inputs: dict[str, str], said: str, hub: Hub, ru
 @pytest.mark.parametrize("transport", ["lfs"])
 def test_the_commands_exit_code_is_the_actions(hub: Hub, run: Run) -> None:
     """A refused token ends the step with the command's own code and message, and no outputs."""
-    outcome = run(token=hub.tokens["read"])
+    outcome = run(token=hub.tokens["read"], model_assets_dir="")
     assert (outcome.code, outcome.outputs, outcome.summary) == (6, {}, "")
     assert outcome.text.count("Error: ") == 1
 

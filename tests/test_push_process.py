@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from huggingface_hub import HfApi
 
 from tests.hub import Hub
@@ -149,23 +151,69 @@ def test_three_ranks_push(
     assert push().out.startswith("✓ Nothing to do")
 
 
+def ranks(hub: Hub, folder: Path, *argv: str) -> list[driver.Child]:
+    """Three processes with what torchrun gives them: their numbers, and the store of its agent."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "3",
+        "LOCAL_WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": "True", "TMPDIR": str(folder),
+    }  # fmt: skip
+    children = [
+        driver.start(argv, hub.env(RANK=str(rank), **given), folder / f"rank-{rank}")
+        for rank in range(3)
+    ]
+    for child in children:
+        child.wait()
+    return children
+
+
 @lfs_only
 def test_three_ranks_write_a_folder(
     hub: Hub, push: Callable[..., Done], model: Model, tmp_path: Path
 ) -> None:
-    """With `--no-push` they write, together, what one alone pushes."""
+    """With `--no-push` they write, together, what one alone pushes; the first one alone prints."""
     out = tmp_path / "out"
-    run = torchrun(
-        hub, tmp_path, "push", "--no-push", "--repo-id", REPO, "--save-dir", str(out),
-        *model.argv(),
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("✓ Converted") == 1
+    argv = ["push", "--no-push", "--repo-id", REPO, "--save-dir", str(out), *model.argv()]
+    children = ranks(hub, tmp_path, *argv)
+    assert [child.process.exitcode for child in children] == [0, 0, 0], children[0].err
+    assert [child.out.count("✓ Converted") for child in children] == [1, 0, 0]
+    assert [child.err for child in children[1:]] == ["", ""]
     assert len(hub.log) == 0
     assert push().code == 0
     for name in set(hub.files(REPO)) - {".gitattributes"}:
         assert (out / name).read_bytes() == hub.read(REPO, name), name
     assert {path.name for path in out.iterdir()} == set(hub.files(REPO)) - {".gitattributes"}
+
+
+@lfs_only
+def test_the_cap_is_for_all_ranks_of_a_machine(hub: Hub, model: Model, tmp_path: Path) -> None:
+    """`--max-disk` with room for less than a shard each is refused, once, by all."""
+    argv = ["push", "--repo-id", REPO, "--max-disk", "30000", *model.argv()]
+    children = ranks(hub, tmp_path, *argv)
+    assert [child.process.exitcode for child in children] == [2, 2, 2]
+    assert "for each of 3 processes" in children[0].err
+    assert [child.err for child in children[1:]] == ["", ""]
+    assert len(hub.log) == 0
+
+
+@lfs_only
+@pytest.mark.parametrize("command", ["push", "--no-push"])
+def test_a_rank_finds_the_checkpoint_damaged(
+    command: str, hub: Hub, model: Model, tmp_path: Path
+) -> None:
+    """The error of the rank that met it is printed once, and is every rank's exit code."""
+    hub.create_repo(REPO)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model.load_dir, damaged)
+    for path in damaged.glob("*.distcp"):
+        path.write_bytes(bytes(path.stat().st_size))
+    argv = ["push", "--repo-id", REPO, "--load-dir", str(damaged), *model.argv()[2:]]
+    if command == "--no-push":
+        argv += ["--no-push", "--save-dir", str(tmp_path / "out")]
+    children = ranks(hub, tmp_path, *argv)
+    assert [child.process.exitcode for child in children] == [3, 3, 3], children[0].err
+    assert [child.err.count("Error: ") for child in children] == [1, 0, 0]
+    assert weights_of(hub.files(REPO)) == {}
 
 
 @lfs_only

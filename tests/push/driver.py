@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,12 @@ def start(
     """Run ``hubmerge ARGV``; with `kill_at` it kills itself at that call of a progress event."""
     folder.mkdir(parents=True, exist_ok=True)
     process = _context.Process(target=_run, args=(list(argv), env, str(folder), kill_at))
-    process.start()
+    # The first one starts the server that forks them, whose socket must have a short path.
+    places, tempfile.tempdir = tempfile.tempdir, None
+    try:
+        process.start()
+    finally:
+        tempfile.tempdir = places
     return Child(process, folder)
 
 
