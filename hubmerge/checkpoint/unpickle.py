@@ -8,6 +8,10 @@ are given and do nothing.
 The opcodes are walked once before that, because the C unpickler allocates what some of them ask
 for before it looks at how much there is (a memo index of 2**31 costs 32 GB). The walk also refuses
 every opcode that torch's writers never use.
+
+One thing this does not bound: a tuple of tuples that share one another, used as a dict's key, can
+keep Python's `hash` busy for ever, or end the process where they are nested ten thousands deep
+(before Python 3.14, which remembers a tuple's hash). That stops a conversion; it executes nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +62,7 @@ new_dict: Callable[[], Any] = dict[Any, Any]().copy
 # in one go, since a checkpoint of a million chunks has a hundred million opcodes. The bound on the
 # repeats keeps the matcher's own memory small.
 _RUN = re.compile(
-    rb"(?:[\x93\x94})(\x81RbN\x88\x89t\x85\x86\x87\]aesu0\x8f\x90Q]+"
+    rb"(?:[\x93\x94})(\x81RbN\x88\x89t\x85\x86\x87\]aesuQ]+"
     rb"|[Khq\x80]."
     rb"|M.."
     rb"|[Jj].{4}"

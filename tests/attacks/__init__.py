@@ -1,0 +1,1 @@
+"""Hostile checkpoints: the bytes that somebody could put into each of their files."""
