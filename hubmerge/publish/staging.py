@@ -260,13 +260,15 @@ class Target:
             for name, content in small.items()
             if not holds(self.files, name, content)
         ]
+        # An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
+        is_adapter = ADAPTER_CONFIG in small or any(name.startswith("adapter_") for name in shards)
         stale = [
             CommitOperationDelete(path)
             for path in self.files
             if (_WEIGHTS.fullmatch(path) and path not in shards)
             or (path in (INDEX_NAME, ADAPTER_CONFIG) and path not in small)
         ]
-        return [*copies, *additions, *stale]
+        return [*copies, *additions, *([] if is_adapter else stale)]
 
     def move(
         self,
