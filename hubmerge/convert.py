@@ -65,7 +65,7 @@ def convert_plan(
     """
     began = time.monotonic()
     files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files)
+    files.check_sizes(plan.data_files, plan.key_beyond)
     with ExitStack() as until_done:
         folder = None
         if ranks.rank == 0:

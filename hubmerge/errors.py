@@ -99,7 +99,20 @@ class DamagedFileError(CheckpointError):
             message, "Copy the checkpoint again from where it was written, or use an earlier step."
         )
         self.file = file
+        self.problem = problem
         self.key = key
+        self.expected_bytes = expected_bytes
+        self.actual_bytes = actual_bytes
+
+    def while_reading(self, key: str | None, expected_bytes: int | None = None) -> DamagedFileError:
+        """The same error, now that the tensor is known."""
+        return DamagedFileError(
+            self.file,
+            self.problem,
+            key=self.key or key,
+            expected_bytes=expected_bytes if self.expected_bytes is None else self.expected_bytes,
+            actual_bytes=self.actual_bytes,
+        )
 
 
 class UnsafeInputError(HubmergeError):

@@ -129,6 +129,13 @@ class Plan:
         names = {c.file for s in self.shards for t in s.tensors for c in t.chunks}
         return {name: size for name, size in self.checkpoint.files.items() if name in names}
 
+    def key_beyond(self, file: str, offset: int) -> str | None:
+        """The first tensor of the plan that has a part of `file` which ends beyond `offset`."""
+        for tensor in (t for shard in self.shards for t in shard.tensors):
+            if any(c.file == file and c.offset + c.length > offset for c in tensor.chunks):
+                return tensor.key
+        return None
+
     @cached_property
     def digest(self) -> str:
         """Names this plan: equal for two plans only if they give the same files."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.records import DataFiles, Payload
-from hubmerge.errors import CheckpointError
+from hubmerge.errors import CheckpointError, DamagedFileError
 from hubmerge.names.model import Box
 from hubmerge.plan import PlannedTensor
 
@@ -124,8 +124,12 @@ class TensorReader:
     def _gather(self, box: Box, out: memoryview) -> None:
         for number, chunk in enumerate(self._tensor.chunks):
             part = _part_in(chunk, box)
-            if part is not None:
+            if part is None:
+                continue
+            try:
                 self._copy(self._payload(number, chunk), chunk, box, part, out)
+            except DamagedFileError as error:
+                raise error.while_reading(self._tensor.key) from None
 
     def _payload(self, number: int, chunk: Chunk) -> Payload:
         payload = self._payloads.get(number)

@@ -124,7 +124,7 @@ def _unplanned(plan: Plan, names: Iterable[str]) -> Iterator[Difference]:
 
 def _open(plan: Plan, progress: Progress) -> DataFiles:
     files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files)
+    files.check_sizes(plan.data_files, plan.key_beyond)
     progress.start(sum(shard.size_bytes for shard in plan.shards), len(plan.shards))
     return files
 

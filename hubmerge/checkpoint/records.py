@@ -221,18 +221,25 @@ class DataFiles:
                 self._open.popitem(last=False)
         return file
 
-    def check_sizes(self, expected_bytes: dict[str, int]) -> None:
+    def check_sizes(
+        self, expected_bytes: dict[str, int], key_beyond: Callable[[str, int], str | None]
+    ) -> None:
         """Prove that each file is there, regular, and long enough, before any work is done.
+
+        Args:
+            key_beyond: a tensor that needs bytes of a file from an offset on, for the message.
 
         Raises:
             DamagedFileError, UnsafeInputError: one is not.
         """
         for name, size in expected_bytes.items():
-            actual = self.file(name).size
-            if actual < size:
-                raise DamagedFileError(
-                    name, "the file is too short", expected_bytes=size, actual_bytes=actual
-                )
+            actual = 0
+            try:
+                actual = self.file(name).size
+                if actual < size:
+                    raise DamagedFileError(name, "the file is too short", actual_bytes=actual)
+            except DamagedFileError as error:
+                raise error.while_reading(key_beyond(name, actual), size) from None
 
     def is_record(self, chunk: Chunk) -> bool:
         """Is it a `torch.save` record? Otherwise it is in safetensors data."""
@@ -266,11 +273,7 @@ class DataFiles:
         try:
             return _record_payload(file, chunk, dtype)
         except DamagedFileError as error:
-            if error.key is not None:
-                raise
-            raise DamagedFileError(
-                chunk.file, str(error).removeprefix(f"{chunk.file}: "), key=key
-            ) from None
+            raise error.while_reading(key) from None
 
     @staticmethod
     def _safetensors_payload(file: _File, chunk: Chunk, key: str, dtype: DType) -> Payload:

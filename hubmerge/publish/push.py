@@ -76,7 +76,7 @@ def push_plan(
     """
     began = time.monotonic()
     files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files)
+    files.check_sizes(plan.data_files, plan.key_beyond)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
     job = Job(plan, assets, options, fingerprint(plan, files))
     # Only rank 0 creates anything; the others then find it.
