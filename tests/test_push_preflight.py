@@ -145,7 +145,8 @@ def test_other_files_of_the_assets_folder_stay_at_home(
                        trainer_state__json="{}", tokenizer_config__json="{}\n")  # fmt: skip
     assert push(of=full).code == 0
     assert {name for name in hub.files(REPO) if not name.startswith("model")} == {
-        ".gitattributes", "README.md", "chat_template.jinja", "config.json", "tokenizer_config.json",
+        ".gitattributes", "README.md", "chat_template.jinja", "config.json",
+        "tokenizer_config.json",
     }  # fmt: skip
 
 
