@@ -70,7 +70,7 @@ def hub(hub: Hub) -> Hub:
 def python(hub: Hub, code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
     """A client in a process of its own."""
     argv = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(  # noqa: S603 - our own code
+    return subprocess.Popen(
         argv, env=hub.env(), text=True, stderr=subprocess.DEVNULL, **options
     )
 
@@ -454,7 +454,7 @@ def test_object_ids_are_those_of_git(tmp_path: Path) -> None:
     def run(*argv: str) -> str:
         argv = ("git", "-c", "core.autocrlf=false", *argv)
         env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        out = subprocess.check_output(argv, cwd=tmp_path, env=env, text=True)  # noqa: S603 - git
+        out = subprocess.check_output(argv, cwd=tmp_path, env=env, text=True)
         return out.strip()
 
     run("init", "-q")
@@ -910,7 +910,7 @@ def test_runs_on_its_own(tmp_path: Path) -> None:
     variables = tmp_path / "env"
     argv = [sys.executable, "-m", "tests.hub", "--lfs"]
     argv += ["--dir", str(tmp_path / "data"), "--env-file", str(variables)]
-    server = subprocess.Popen(  # noqa: S603 - our own server
+    server = subprocess.Popen(
         argv, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:

@@ -29,7 +29,7 @@ FULL = ("accelerate_state", "hf_trainer", "compiled", "lightning_module")
 
 def launch(module: str, folder: str | Path) -> None:
     """Run a trainer in processes of its own."""
-    done = subprocess.run(  # noqa: S603 - our own command
+    done = subprocess.run(
         [sys.executable, "-m", module, str(folder)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -177,7 +177,7 @@ class Hub:
         """All tokens: write, read, fine_user (not `acme`), fine_org, stranger, revoked."""
         return {name: token.value for name, token in self.accounts.tokens.items()}
 
-    def env(self, token: str | None = "write", **extra: str) -> dict[str, str]:  # noqa: S107 - a name
+    def env(self, token: str | None = "write", **extra: str) -> dict[str, str]:
         """An environment for a subprocess whose Hub is this one; `token` by its name or None."""
         kept = {
             key: value
@@ -198,7 +198,7 @@ class Hub:
             kept["HF_HUB_DISABLE_XET"] = "1"
         return kept | extra
 
-    def api(self, token: str | Literal[False] = "write") -> HfApi:  # noqa: S107 - a name
+    def api(self, token: str | Literal[False] = "write") -> HfApi:
         """A client in this process; `token` by its name, or False for none."""
         from huggingface_hub import HfApi
 
