@@ -243,7 +243,8 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
     paths = paths if isinstance(paths, dict) else {}
     stored = _storage_by_key(fields.get("storage_data"), label)
     safe_paths: dict[str, str] = {}
-    boxes_left = len(data)  # one takes some bytes, unless a hostile file lists it again and again
+    # Each takes more bytes than this, unless a hostile file lists the same ones again and again.
+    boxes_left = len(data) // 16
     for key, entry in entries.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{label}: a key is {type(key).__name__}, not text")
