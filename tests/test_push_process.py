@@ -210,7 +210,9 @@ def test_a_rank_finds_the_checkpoint_damaged(
     argv = ["push", "--repo-id", REPO, "--load-dir", str(damaged), *model.argv()[2:]]
     if command == "--no-push":
         argv += ["--no-push", "--save-dir", str(tmp_path / "out")]
+    began = time.monotonic()
     children = ranks(hub, tmp_path, *argv)
+    assert time.monotonic() - began < 12  # nobody waits longer than for the first to have said it
     assert [child.process.exitcode for child in children] == [3, 3, 3], children[0].err
     assert [child.err.count("Error: ") for child in children] == [1, 0, 0]
     assert weights_of(hub.files(REPO)) == {}
