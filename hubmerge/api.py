@@ -22,7 +22,7 @@ from hubmerge.plan_options import (
 )
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
-from hubmerge.publish.card import CARD, CardOptions, make_card
+from hubmerge.publish.card import CARD, CardOptions, small_files
 from hubmerge.publish.hub import Hub
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
 from hubmerge.publish.staging import newest_record
@@ -57,6 +57,15 @@ def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, As
         dtype=options.get("dtype", "bfloat16"),
         shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
     )
+
+
+@only_our_errors()
+def preview(
+    load_dir: str | Path, repo_id: str | None = None, **options: Unpack[PlanOptions]
+) -> tuple[Plan, Assets, dict[str, bytes]]:
+    """`plan`, and the content of each file beside the weights, by name."""
+    planned, assets = plan(load_dir, **options)
+    return planned, assets, small_files(planned, assets, _card_options(options), repo_id)
 
 
 @only_our_errors()
@@ -188,10 +197,7 @@ def verify(
         raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
     if save_dir is not None:
         planned, assets = plan(load_dir, **options)
-        small = {asset.name: asset.read() for asset in assets.files}
-        small[CARD] = make_card(planned, assets, _card_options(options), None).encode()
-        if planned.index is not None:
-            small[INDEX_NAME] = planned.index
+        small = small_files(planned, assets, _card_options(options), None)
         return verify_folder(planned, small, Path(save_dir), progress)
     hub = Hub(str(repo_id), token)
     record = newest_record(hub, revision)

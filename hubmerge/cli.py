@@ -104,9 +104,9 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
     if dry_run:
         from hubmerge.report import plan_to_json, plan_to_text
 
-        planned, assets = api.plan(options["load_dir"], **what)
+        preview = api.preview(options["load_dir"], options["repo_id"], **what)
         if ranks.rank == 0:
-            click.echo(plan_to_json(planned, assets) if as_json else plan_to_text(planned, assets))
+            click.echo(plan_to_json(*preview) if as_json else plan_to_text(*preview))
         return
     result: Any
     with Bars(quiet=quiet or ranks.rank != 0, uploads=not options["no_push"]) as bars:

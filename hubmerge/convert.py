@@ -15,7 +15,7 @@ from hubmerge.fingerprint import fingerprint
 from hubmerge.output_folder import OutputFolder, note_shard
 from hubmerge.plan import INDEX_NAME, Plan
 from hubmerge.progress import Progress
-from hubmerge.publish.card import CARD, CardOptions, make_card
+from hubmerge.publish.card import CardOptions, small_files
 from hubmerge.ranks import ALONE, Ranks
 from hubmerge.shard_writer import WrittenShard, write_shard
 
@@ -67,10 +67,10 @@ def convert_plan(
     files = DataFiles(plan.checkpoint.folder)
     files.check_sizes(plan.data_files, plan.key_beyond)
     with ExitStack() as until_done:
-        folder = None
+        folder = index = None
         if ranks.rank == 0:
-            small = {asset.name: asset.read() for asset in assets.files}
-            small[CARD] = make_card(plan, assets, card, repo_id).encode()
+            small = small_files(plan, assets, card, repo_id)
+            index = small.pop(INDEX_NAME, None)
             folder = _open_folder(plan, files, small, save_dir, overwrite=overwrite)
             until_done.callback(folder.close)
         finished = ranks.gather(dict(folder.finished) if folder else {})[0]
@@ -80,8 +80,8 @@ def convert_plan(
         for theirs in ranks.gather(written):
             finished |= theirs
         if folder is not None:
-            if plan.index is not None:
-                folder.write(INDEX_NAME, plan.index)
+            if index is not None:
+                folder.write(INDEX_NAME, index)
             folder.complete()
     return ConvertResult(
         save_dir=save_dir,

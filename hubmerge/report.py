@@ -24,18 +24,18 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def plan_to_dict(plan: Plan, assets: Assets) -> dict[str, Any]:
-    """The plan with all sizes in bytes; `peak_*` are bounds, memory without that of torch."""
+def plan_to_dict(plan: Plan, assets: Assets, small: dict[str, bytes]) -> dict[str, Any]:
+    """The plan with all sizes in bytes; `peak_*` are bounds, memory without that of torch.
+
+    Args:
+        small: all files that hold no weights.
+    """
+    sizes = {shard.filename: shard.size_bytes for shard in plan.shards}
+    sizes |= {name: len(content) for name, content in small.items()}
     tensors = [t for shard in plan.shards for t in shard.tensors]
     return {
         "layout": plan.layout,
-        "files": [{"filename": s.filename, "size": s.size_bytes} for s in plan.shards]
-        + (
-            [{"filename": "model.safetensors.index.json", "size": len(plan.index)}]
-            if plan.index
-            else []
-        )
-        + [{"filename": a.name, "size": a.size_bytes} for a in assets.files],
+        "files": [{"filename": name, "size": size} for name, size in sizes.items()],
         "total_size": plan.total_size,
         "total_parameters": plan.total_parameters,
         "renamed": [{"key": t.key, "name": t.name} for t in tensors if t.key != t.name],
@@ -47,20 +47,18 @@ def plan_to_dict(plan: Plan, assets: Assets) -> dict[str, Any]:
         "dropped": [dropped._asdict() for dropped in plan.dropped],
         "warnings": [*plan.warnings, *assets.warnings],
         "peak_memory_bytes": BUFFER_BYTES,
-        "peak_disk_bytes": sum(s.size_bytes for s in plan.shards)
-        + len(plan.index or b"")
-        + sum(a.size_bytes for a in assets.files),
+        "peak_disk_bytes": sum(sizes.values()),
     }
 
 
-def plan_to_json(plan: Plan, assets: Assets) -> str:
+def plan_to_json(plan: Plan, assets: Assets, small: dict[str, bytes]) -> str:
     """The plan as one JSON object, whole."""
-    return json.dumps(plan_to_dict(plan, assets))
+    return json.dumps(plan_to_dict(plan, assets, small))
 
 
-def plan_to_text(plan: Plan, assets: Assets) -> str:
+def plan_to_text(plan: Plan, assets: Assets, small: dict[str, bytes]) -> str:
     """The plan for a person; long lists are cut."""
-    view = plan_to_dict(plan, assets)
+    view = plan_to_dict(plan, assets, small)
     tensors: list[PlannedTensor] = [t for shard in plan.shards for t in shard.tensors]
     lines = [
         f"{len(tensors):,} tensors, {plan.total_parameters:,} parameters, "

@@ -197,6 +197,8 @@ def _nothing(
         )
     if foreign:
         return foreign[0]
+    if not given.exists():
+        return NotACheckpointError(f"{given}: no such folder", "Check --load-dir.")
     return NotACheckpointError(
         f"{given}: not a distributed checkpoint: there is no .metadata file in it or below it",
         "Point --load-dir at the folder that holds .metadata and the .distcp files.",

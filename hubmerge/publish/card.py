@@ -18,7 +18,7 @@ from yaml import YAMLError
 from hubmerge.assets import Assets
 from hubmerge.errors import UsageError
 from hubmerge.names.lora import ADAPTER_CONFIG
-from hubmerge.plan import Plan
+from hubmerge.plan import INDEX_NAME, Plan
 from hubmerge.report import human_bytes
 
 if TYPE_CHECKING:
@@ -76,6 +76,17 @@ def make_card(plan: Plan, assets: Assets, options: CardOptions, repo_id: str | N
     header = ModelCardData(**about.metadata).to_yaml()
     card: ModelCard = ModelCard(f"---\n{header}\n---\n\n{body}")
     return str(card)
+
+
+def small_files(
+    plan: Plan, assets: Assets, options: CardOptions, repo_id: str | None
+) -> dict[str, bytes]:
+    """All that is published beside the weights, by name, in the order in which it is written."""
+    small = {asset.name: asset.read() for asset in assets.files}
+    small[CARD] = make_card(plan, assets, options, repo_id).encode()
+    if plan.index is not None:
+        small[INDEX_NAME] = plan.index
+    return small
 
 
 def is_ours(text: str) -> bool:

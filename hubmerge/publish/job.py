@@ -12,9 +12,9 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.errors import UsageError
-from hubmerge.plan import INDEX_NAME, Plan
+from hubmerge.plan import Plan
 from hubmerge.progress import Progress
-from hubmerge.publish.card import CARD, CardOptions, is_ours, make_card
+from hubmerge.publish.card import CARD, CardOptions, is_ours, small_files
 from hubmerge.publish.hub import Hub, Refs
 from hubmerge.publish.secrets import refuse_secrets
 from hubmerge.publish.staging import (
@@ -140,16 +140,12 @@ class Job:
         return refs.branches.get(revision)
 
     def _small_files(self, base: str | None) -> dict[str, bytes]:
-        small = {asset.name: asset.read() for asset in self._assets.files}
-        if self._plan.index is not None:
-            small[INDEX_NAME] = self._plan.index
         card = self._options.card
         if card.text is None and base is not None and CARD in self.hub.files(base):
             text = self.hub.read_text(CARD, base)
             if not is_ours(text):
                 card = CardOptions(card.base_model, card.license, text)
-        small[CARD] = make_card(self._plan, self._assets, card, self._options.repo_id).encode()
-        return small
+        return small_files(self._plan, self._assets, card, self._options.repo_id)
 
     def _refuse_taken_tag(self, refs: Refs, done: Prepared | None) -> None:
         taken = refs.tags.get(self._options.tag or "")
