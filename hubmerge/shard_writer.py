@@ -167,4 +167,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"Free some room in {path.parent} and run the same command again; "
                 "finished shards are kept.",
             ) from None
-        raise HubmergeError(f"{path}: cannot be written: {error.strerror}") from None
+        raise HubmergeError(
+            f"{path}: cannot be written: {error.strerror}",
+            "When that is mended, run the same command again; finished shards are kept.",
+        ) from None

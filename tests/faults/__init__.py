@@ -1,0 +1,1 @@
+"""Local faults on demand: what fails, and when."""
