@@ -1,0 +1,1 @@
+"""Fuzzing of everything that parses: what is fed, and what may come out."""
