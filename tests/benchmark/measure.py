@@ -31,6 +31,8 @@ class Measured:
     """One run of one command, or the fastest of several."""
 
     wall_seconds: float
+    cpu_seconds: float
+    """Of all its threads; says more than the wall time does where others use the machine."""
     peak_bytes: int
     stdout: str
     slowest_seconds: float
@@ -65,7 +67,8 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
                 f"{' '.join(command)}: exit {process.returncode}\n{err.read()}"
             )
         peak_bytes = usage.ru_maxrss * RSS_UNIT_BYTES
-        return Measured(wall_seconds, peak_bytes, out.read(), wall_seconds)
+        cpu_seconds = usage.ru_utime + usage.ru_stime
+        return Measured(wall_seconds, cpu_seconds, peak_bytes, out.read(), wall_seconds)
 
 
 @dataclass(frozen=True)

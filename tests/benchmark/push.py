@@ -99,8 +99,10 @@ def push_sampled(source: Path, staging: Path, env: dict[str, str]) -> tuple[Meas
 
 
 def _folder_bytes(folder: Path) -> int:
-    total_bytes = 0
-    for path in folder.glob("**/*"):
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            total_bytes += path.stat().st_size
-    return total_bytes
+    """Bytes of all files at one moment; 0 where one was deleted while the others were counted."""
+    sizes = {}
+    with suppress(FileNotFoundError):
+        for path in folder.glob("**/*"):
+            if path.is_file():
+                sizes[path] = path.stat().st_size
+    return sum(sizes.values()) if all(path.exists() for path in sizes) else 0
