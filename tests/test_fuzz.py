@@ -133,7 +133,8 @@ def test_rearranged_metadata(program: bytes) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(0, 5) | st.floats()
-    | st.text(max_size=4) | st.sampled_from(["__metadata__", "F32", "dtype", "shape", "data_offsets", "auto_map"]),
+    | st.text(max_size=4)
+    | st.sampled_from(["__metadata__", "F32", "dtype", "shape", "data_offsets", "auto_map"]),
     lambda inner: st.lists(inner, max_size=4)
     | st.lists(inner, max_size=3).map(tuple)
     | st.dictionaries(
