@@ -286,6 +286,16 @@ def bombs() -> dict[str, Attack]:
     attacks["bomb-shared-chunks"] = of_metadata(
         program(built(DCP, "Metadata", state)), UNSAFE, "more chunks than"
     )
+    long_size = tuple_of(*[number(0)] * 200_000)
+    boxes = list_of(*[chunk(zero, get(0))] * 20_000)
+    state = dict_of(
+        (text("planner_data"), long_size + MEMO),
+        (text("state_dict_metadata"), dict_of((text(KEY), tensor_entry(size(0), boxes)))),
+        (text("storage_data"), b"}"),
+    )
+    attacks["bomb-shared-dimensions"] = of_metadata(
+        program(built(DCP, "Metadata", state)), BAD, "malformed chunk"
+    )
     return attacks
 
 
