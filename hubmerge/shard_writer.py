@@ -30,6 +30,9 @@ from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 PARTIAL_SUFFIX = ".partial"
 _BLOCKS = 6
 
+# After so many bytes the disk is told to begin: the sync at the end then has little to wait for.
+_WRITEBACK_BYTES = 256 << 20
+
 # All the memory that writing a shard takes.
 BUFFER_BYTES = (_BLOCKS + 2) * BLOCK_BYTES
 
@@ -82,17 +85,14 @@ def _write(
     shard: PlannedShard, files: DataFiles, fd: int | None, on_bytes: Callable[[int], None]
 ) -> str:
     digest = hashlib.sha256()
-    with (
-        _one_torch_thread(),
-        ThreadPoolExecutor(1, "hash") as hasher,
-        ThreadPoolExecutor(1, "write") as writer,
-    ):
+    file = _Appended(fd) if fd is not None else None
+    with ThreadPoolExecutor(1, "hash") as hasher, ThreadPoolExecutor(1, "write") as writer:
         in_flight: deque[list[Future[None]]] = deque()
         try:
             for block in _blocks(shard, files, in_flight):
                 tasks = [hasher.submit(digest.update, block)]
-                if fd is not None:
-                    tasks.append(writer.submit(_write_all, fd, block))
+                if file is not None:
+                    tasks.append(writer.submit(file.write, block))
                 in_flight.append(tasks)
                 on_bytes(len(block))
             while in_flight:
@@ -101,19 +101,6 @@ def _write(
             hasher.shutdown(cancel_futures=True)
             writer.shutdown(cancel_futures=True)
     return digest.hexdigest()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """A block is too small to be cast by many threads: they would spin and starve the others."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _blocks(
@@ -141,9 +128,22 @@ def _finish(in_flight: deque[list[Future[None]]]) -> None:
         task.result()
 
 
-def _write_all(fd: int, block: memoryview) -> None:
-    while block:
-        block = block[os.write(fd, block) :]
+class _Appended:
+    """A file that grows by blocks."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._size = self._begun = 0  # bytes: written, and of these given to the disk
+
+    def write(self, block: memoryview) -> None:
+        while block:
+            written = os.write(self._fd, block)
+            self._size += written
+            block = block[written:]
+        if self._size - self._begun >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
+            length = self._size - self._begun
+            os.posix_fadvise(self._fd, self._begun, length, os.POSIX_FADV_DONTNEED)
+            self._begun = self._size
 
 
 def sync_folder(folder: Path) -> None:

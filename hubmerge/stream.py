@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hubmerge.cast import cast, finite_made_infinite
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.records import DataFiles, Payload
 from hubmerge.errors import CheckpointError, DamagedFileError
@@ -21,11 +22,15 @@ from hubmerge.names.model import Box
 from hubmerge.plan import PlannedTensor
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    import numpy.typing as npt
+
+    # Whole numbers as wide as an element: copying those never touches a bit.
+    Elements = npt.NDArray[np.unsignedinteger[Any]]
 
 # Bytes of a slab, before and after the cast. Small enough to stay in a core's cache between the
 # read, the cast, the hash and the write: larger buffers were slower in every measurement.
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +122,16 @@ class TensorReader:
             return
         stored = self._stored[: prod(slab.box.sizes) * tensor.source_dtype.itemsize]
         self._gather(slab.box, stored)
-        _cast(stored, tensor.source_dtype.name, out, tensor.dtype.name)
+        cast(stored, tensor.source_dtype.name, out, tensor.dtype.name, self._span)
         if tensor.dtype.name == "float16" and not tensor.may_overflow:
-            _check_overflow(tensor, stored, out)
+            lost = finite_made_infinite(stored, tensor.source_dtype.name, out)
+            if lost is not None:
+                raise CheckpointError(
+                    f"{tensor.name!r} holds {lost:.6g}, which float16 cannot "
+                    "(its largest is 65504)",
+                    "Use --dtype bfloat16, keep this tensor as stored with --keep-dtype, or accept "
+                    "infinite values with --allow-overflow.",
+                )
 
     def _gather(self, box: Box, out: memoryview) -> None:
         for number, chunk in enumerate(self._tensor.chunks):
@@ -150,11 +162,11 @@ class TensorReader:
         if is_straight and part == box and _is_one_run(part.sizes, chunk.sizes):
             payload.source.read_into(payload.offset + first * itemsize, out)
             return
-        target = _as_integers(out, itemsize)
+        target = _elements(out, itemsize)
         if order is None:
-            target = target.view(box.sizes)
+            target = target.reshape(box.sizes)
         else:  # the output has other dimensions first: see it as the stored tensor has them
-            target = target.view(_permuted(box.sizes, order)).permute(_inverse(order))
+            target = target.reshape(_permuted(box.sizes, order)).transpose(_inverse(order))
         place = list(map(int.__sub__, part.offsets, box.offsets))
         if box.step > 1:
             place[0] //= box.step
@@ -165,19 +177,17 @@ class TensorReader:
                 self._read_span(payload, start, strides, _narrow(target, span.offsets, span.sizes))
         else:
             stored = payload.source.view(payload.offset, payload.extent * itemsize)
-            source = _as_integers(stored, itemsize)
-            target.copy_(source.as_strided(part.sizes, strides, first))
+            target[...] = _strided(stored, itemsize, part.sizes, strides, first)
 
     def _read_span(
-        self, payload: Payload, first: int, strides: tuple[int, ...], target: torch.Tensor
+        self, payload: Payload, first: int, strides: tuple[int, ...], target: Elements
     ) -> None:
         """Read from the first to the last element of `target` at once; copy what belongs to it."""
         itemsize = self._tensor.source_dtype.itemsize
-        sizes = tuple(target.shape)
-        extent = 1 + _dot((n - 1 for n in sizes), strides)
+        extent = 1 + _dot((n - 1 for n in target.shape), strides)
         buffer = self._span[: extent * itemsize]
         payload.source.read_into(payload.offset + first * itemsize, buffer)
-        target.copy_(_as_integers(buffer, itemsize).as_strided(sizes, strides))
+        target[...] = _strided(buffer, itemsize, target.shape, strides, 0)
 
 
 def _part_in(chunk: Chunk, box: Box) -> Box | None:
@@ -196,10 +206,8 @@ def _part_in(chunk: Chunk, box: Box) -> Box | None:
     return Box(tuple(low), tuple(sizes), box.step)
 
 
-def _narrow(tensor: torch.Tensor, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
-    for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-        tensor = tensor.narrow(dim, offset, size)
-    return tensor
+def _narrow(elements: Elements, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Elements:
+    return elements[tuple(map(slice, offsets, map(int.__add__, offsets, sizes)))]
 
 
 def _dot(a: Iterable[int], b: Iterable[int]) -> int:
@@ -247,38 +255,24 @@ def _is_one_run(sizes: tuple[int, ...], chunk_sizes: tuple[int, ...]) -> bool:
     return all(size == 1 for size in sizes[: max(0, dim - 1)])
 
 
-def _as_integers(buffer: memoryview, itemsize: int) -> torch.Tensor:
-    """The buffer as a flat tensor of integers: copying those never touches a bit."""
-    import torch
+def _elements(buffer: memoryview, itemsize: int) -> Elements:
+    import numpy as np
 
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return torch.frombuffer(buffer, dtype=kinds[itemsize])
+    return np.frombuffer(buffer, dtype=f"u{itemsize}")
 
 
-def _cast(stored: memoryview, stored_dtype: str, out: memoryview, dtype: str) -> None:
-    """Round `stored` to `dtype` into `out`, as ``tensor.to(dtype)`` does."""
-    import torch
+def _strided(
+    buffer: memoryview,
+    itemsize: int,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    first: int,
+) -> Elements:
+    """A region of the buffer, whose bounds numpy checks; `strides` and `first` in elements."""
+    import numpy as np
 
-    source = torch.frombuffer(stored, dtype=getattr(torch, stored_dtype))
-    torch.frombuffer(out, dtype=getattr(torch, dtype)).copy_(source)
-
-
-def _check_overflow(tensor: PlannedTensor, stored: memoryview, out: memoryview) -> None:
-    """Raises CheckpointError where a finite number became infinite."""
-    import torch
-
-    infinite = torch.frombuffer(out, dtype=torch.float16).isinf()
-    if not infinite.any():
-        return
-    source = torch.frombuffer(stored, dtype=getattr(torch, tensor.source_dtype.name))
-    lost = infinite & source.isfinite()
-    if lost.any():
-        value = source[lost][0].item()
-        raise CheckpointError(
-            f"{tensor.name!r} holds {value:.6g}, which float16 cannot (its largest is 65504)",
-            "Use --dtype bfloat16, keep this tensor as stored with --keep-dtype, or accept "
-            "infinite values with --allow-overflow.",
-        )
+    strides_bytes = [stride * itemsize for stride in strides]
+    return np.ndarray(sizes, f"u{itemsize}", buffer, first * itemsize, strides_bytes)
 
 
 def same_elements(left: PlannedTensor, right: PlannedTensor, files: DataFiles) -> bool:
