@@ -8,6 +8,7 @@ one way.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -113,6 +114,9 @@ class TensorReader:
         self._tensor, self._files = tensor, files
         self._stored, self._span = scratch[:BLOCK_BYTES], scratch[BLOCK_BYTES:]
         self._payloads: dict[int, Payload] = {}
+        # Chunks stand in row-major order: by their first row, those near a box are found at once.
+        self._first_rows = [chunk.offsets[0] for chunk in tensor.chunks if chunk.offsets]
+        self._most_rows = max((c.sizes[0] for c in tensor.chunks if c.sizes), default=0)
 
     def read(self, slab: Slab, out: memoryview) -> None:
         """Fill `out` (``slab.size_bytes`` long) with the slab as it stands in the output file."""
@@ -134,7 +138,8 @@ class TensorReader:
                 )
 
     def _gather(self, box: Box, out: memoryview) -> None:
-        for number, chunk in enumerate(self._tensor.chunks):
+        for number in self._near(box):
+            chunk = self._tensor.chunks[number]
             part = _part_in(chunk, box)
             if part is None:
                 continue
@@ -142,6 +147,17 @@ class TensorReader:
                 self._copy(self._payload(number, chunk), chunk, box, part, out)
             except DamagedFileError as error:
                 raise error.while_reading(self._tensor.key) from None
+
+    def _near(self, box: Box) -> range:
+        """The numbers of the chunks that may have rows of `box`."""
+        if not box.offsets:
+            return range(len(self._tensor.chunks))
+        first = box.offsets[0]
+        end = first + (box.sizes[0] - 1) * box.step + 1
+        return range(
+            bisect_right(self._first_rows, first - self._most_rows),
+            bisect_left(self._first_rows, end),
+        )
 
     def _payload(self, number: int, chunk: Chunk) -> Payload:
         payload = self._payloads.get(number)
