@@ -30,9 +30,20 @@ _LONGEST_ASKED_WAIT_SECONDS = 300.0
 
 # huggingface_hub would wait for ever for a Hub that has stopped answering.
 _SILENCE_SECONDS = 300.0
+_WAITS = ("connect", "read", "write", "pool")
 
 # How to wait between two attempts; tests have no time for that.
 sleep: Callable[[float], None] = time.sleep
+
+
+def _end_waiting(request: Any) -> None:
+    """Bound every request of a session, also those made with ``timeout=None``.
+
+    That is what `repo_info` and all listings pass, and it beats the session's own time-out.
+    """
+    limits = request.extensions.get("timeout", {})
+    bounded = {kind: limits.get(kind) or _SILENCE_SECONDS for kind in _WAITS}
+    request.extensions = {**request.extensions, "timeout": bounded}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +315,10 @@ class Hub:
 
         with translated(doing), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            get_session().timeout = _SILENCE_SECONDS
+            # Another session stands there after each failure to connect.
+            hooks = get_session().event_hooks["request"]
+            if _end_waiting not in hooks:
+                hooks.append(_end_waiting)
             return call()
 
     def _retry(
