@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -138,19 +140,60 @@ def test_xet_asks_again(hub: Hub, push: Push, model: Model) -> None:
     assert weights_of(hub.files(REPO)) == expected_weights(model)
 
 
-@pytest.mark.parametrize("endpoint", ["refs", "preupload", "commit"])
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command waits for an answer for less than half a second."""
+    monkeypatch.setattr("hubmerge.publish.hub._SILENCE_SECONDS", 0.4)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("endpoint", [*ENDPOINTS, "target commit"])
 def test_a_silent_hub_is_not_waited_for_for_ever(
-    endpoint: str, hub: Hub, push: Push, model: Model, monkeypatch: pytest.MonkeyPatch
+    endpoint: str, hub: Hub, older: dict[str, str], push: Push, model: Model
 ) -> None:
     """A connection that is held open without an answer ends in a time-out and another attempt."""
-    hub.create_repo(REPO)
-    monkeypatch.setattr("hubmerge.publish.hub._SILENCE_SECONDS", 0.7)
-    fault = hub.faults.add(endpoint, hold=30.0)
+    name, when = ("commit", is_target) if endpoint == "target commit" else (endpoint, None)
+    # The token of xet is asked for by hf_xet, which has a time-out of its own.
+    if name not in endpoints_of(hub):
+        pytest.skip("an endpoint of the other transport")
+    fault = hub.faults.add(name, hold=30.0, when=when)
     began = time.monotonic()
-    done = push()
+    done = push("--tag", "v1")
     assert (done.code, fault.hits) == (0, 1), done.err
     assert time.monotonic() - began < 20
+    readers_saw_only(hub, REPO, older, expected_weights(model))
     assert weights_of(hub.files(REPO)) == expected_weights(model)
+    assert len(hub.states(REPO)) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_hub_is_silent_when_a_repo_is_created(hub: Hub, push: Push, model: Model) -> None:
+    """The one endpoint that only a new repository needs."""
+    fault = hub.faults.add("create_repo", hold=30.0)
+    began = time.monotonic()
+    assert (push().code, fault.hits) == (0, 1)
+    assert time.monotonic() - began < 20
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("transport", ["lfs"])
+@pytest.mark.parametrize("endpoint", ["tree", "lfs_part", "commit"])
+def test_a_hub_stays_silent(
+    endpoint: str, hub: Hub, older: dict[str, str], push: Push, model: Model
+) -> None:
+    """Whoever retries (listing, upload, hubmerge itself) gives up: exit 5, then a rerun resumes."""
+    fault = hub.faults.add(endpoint, hold=30.0, times=None)
+    began = time.monotonic()
+    done = push()
+    assert (done.code, done.out) == (5, "")
+    assert [line[:6] for line in done.err.splitlines()].count("Error:") == 1
+    assert 5 <= fault.hits <= 7
+    assert time.monotonic() - began < 20
+    assert weights_of(hub.files(REPO)) == older
+    hub.faults.clear()
+    assert push().code == 0
+    readers_saw_only(hub, REPO, older, expected_weights(model))
 
 
 @pytest.mark.parametrize(
@@ -272,6 +315,45 @@ def test_xet_or_lfs_refuses_the_token(
     assert push().code == 6
     assert fault.hits == 1
     readers_saw_only(hub, REPO, older)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_the_disk_fills_in_the_middle(
+    call: str, hub: Hub, older: dict[str, str], push: Push, model: Model, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Exit 7 and one message; finished shards are on the Hub, and are neither made nor sent again.
+
+    The third shard finds no room when its bytes come, or when it is synced.
+    """
+    staging = tmp_path / "staging"
+    real = getattr(os, call)
+    seen: list[set[str]] = []
+
+    def fills(*args: Any) -> Any:
+        names = {path.name for path in staging.rglob("model-*")}
+        if any("-00003-" in name for name in names):
+            seen.append(names)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, call, fills)
+        done = push("--staging-dir", str(staging))
+    assert seen
+    assert not any("model-00003-of-00004.safetensors" in names for names in seen)
+    assert (done.code, done.out) == (7, "")
+    assert done.err.count("Error:") == done.err.count("the disk is full") == 1
+    assert "run the same command again" in done.err
+    assert "Traceback" not in done.err
+    assert list(staging.iterdir()) == []
+    readers_saw_only(hub, REPO, older)
+    assert weights_of(hub.files(REPO)) == older
+    result = push("--staging-dir", str(staging), "--json").json
+    sizes = [len(data) for name, data in sorted(model.weights().items()) if "-of-" in name]
+    assert (result["resumed_shards"], result["uploaded_bytes"]) == (2, sum(sizes[2:]))
+    readers_saw_only(hub, REPO, older, expected_weights(model))
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
 
 
 def test_gitignore_covers_the_shards(hub: Hub, older: dict[str, str], push: Push) -> None:
