@@ -70,9 +70,7 @@ def hub(hub: Hub) -> Hub:
 def python(hub: Hub, code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
     """A client in a process of its own."""
     argv = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(
-        argv, env=hub.env(), text=True, stderr=subprocess.DEVNULL, **options
-    )
+    return subprocess.Popen(argv, env=hub.env(), text=True, stderr=subprocess.DEVNULL, **options)
 
 
 def noise(size: int) -> bytes:
@@ -910,9 +908,7 @@ def test_runs_on_its_own(tmp_path: Path) -> None:
     variables = tmp_path / "env"
     argv = [sys.executable, "-m", "tests.hub", "--lfs"]
     argv += ["--dir", str(tmp_path / "data"), "--env-file", str(variables)]
-    server = subprocess.Popen(
-        argv, cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         said = [server.stdout.readline().strip().split(": ") for _ in range(2)]

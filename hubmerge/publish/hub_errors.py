@@ -66,10 +66,6 @@ def translated(doing: str) -> Iterator[None]:
         raise PassingError(f"{doing}: {type(error).__name__}: {_one_line(error)}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise _from_builtin(error, doing) from None
-    except Exception as error:
-        if type(error).__module__.startswith("hf_xet"):
-            raise AccessError(f"{doing}: {_one_line(error)}", _LOGIN) from None
-        raise
 
 
 def _from_builtin(error: Exception, doing: str) -> HubmergeError:
@@ -80,6 +76,8 @@ def _from_builtin(error: Exception, doing: str) -> HubmergeError:
     if hasattr(error.__cause__, "response"):
         return _from_response(error.__cause__, doing)
     text = f"{doing}: {type(error).__name__}: {_one_line(error)}"
+    if type(error).__name__ == "XetAuthenticationError":  # hf_xet may not be installed
+        return AccessError(f"{doing}: {_one_line(error)}", _LOGIN)
     if isinstance(error, ConnectionError):
         if any(sign in text for sign in ("401", "403", "Unauthorized", "Forbidden")):
             return AccessError(f"{doing}: the Hub refused the token ({_one_line(error)})", _LOGIN)
@@ -91,7 +89,8 @@ def _from_builtin(error: Exception, doing: str) -> HubmergeError:
 
 def _from_response(error: Any, doing: str) -> HubmergeError:
     status = error.response.status_code
-    text = f"{doing}: {error.server_message or _one_line(error)} (HTTP {status})"
+    said = getattr(error, "server_message", None) or _one_line(error)
+    text = f"{doing}: {said} (HTTP {status})"
     if status in _PASSING_STATUSES:
         return PassingError(text, _wait_seconds(error.response.headers))
     if status in (401, 403):

@@ -128,9 +128,7 @@ class XetStore:
         home = str(self.views / "home")
         part = target.with_name(f".{target.name}.{next(self._view)}")
         argv = [sys.executable, "-c", _FETCH, self.view(), blob.xet_hash, str(blob.size), str(part)]
-        subprocess.run(
-            argv, check=True, env={**os.environ, "HF_HOME": home}, timeout=120
-        )
+        subprocess.run(argv, check=True, env={**os.environ, "HF_HOME": home}, timeout=120)
         part.replace(target)
 
 
