@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from hubmerge import errors
-from hubmerge.errors import HubmergeError
+from hubmerge.errors import HubmergeError, UsageError
 from hubmerge.plan import PlannedShard
 
 T = TypeVar("T")
@@ -138,5 +138,17 @@ ALONE = Ranks()
 
 
 def current_ranks() -> Ranks:
-    """The job that torchrun started this process for, or one process alone."""
-    return TorchrunRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+    """The job that torchrun started this process for, or one process alone.
+
+    Raises:
+        UsageError: the variables of another launcher, or of a job whose store does not answer.
+    """
+    try:
+        return TorchrunRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but these processes cannot reach each "
+            f"other: {type(error).__name__}: {reason}",
+            "Start hubmerge with torchrun, or unset WORLD_SIZE to let one process do all.",
+        ) from error

@@ -628,6 +628,17 @@ def test_a_signal_ends_it_soon_and_the_same_command_resumes(
     assert_rerun_completes(out)
 
 
+@pytest.mark.parametrize("port", ["abc", "70000", None])
+def test_another_launchers_variables_are_refused(port: str | None, tmp_path: Path) -> None:
+    """WORLD_SIZE without a store to meet at: said in words, and nothing is written."""
+    env = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = run(*push(source(), tmp_path / "out"), **env, **({"MASTER_PORT": port} if port else {}))
+    assert done.returncode == 2
+    assert "cannot reach each other" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     """A run, a dry run and an inspection print exactly one JSON object, warnings on stderr."""
     for arguments in (
