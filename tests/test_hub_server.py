@@ -272,6 +272,16 @@ def test_what_xet_stored_is_readable_over_http(
 
 
 @xet_only
+def test_the_store_is_whole_before_its_first_client(hub: Hub) -> None:
+    """A client that is killed while it creates the store's database would leave one nobody opens."""
+    (database,) = hub.xet.folder.rglob("*.redb")
+    assert database.read_bytes().startswith(b"redb")
+    expiry = int(time.time()) + 600
+    with hf_xet.XetSession().new_upload_commit(hub.xet.url, "-", expiry):
+        pass
+
+
+@xet_only
 def test_downloads_run_beside_an_upload(hub: Hub, api: HfApi) -> None:
     """While one process holds the store to write to it, others still read."""
     data = noise(100_000)

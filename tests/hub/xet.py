@@ -4,16 +4,21 @@ The token endpoints answer with `casUrl: "local://<folder>"`, which hf_xet takes
 machine. An upload locks that store, so two processes can upload over xet only one after the other;
 downloads are handed a view of their own and may run beside anything. Nothing of an upload goes over
 HTTP, so there is no bandwidth to limit and no request to fault but the tokens.
+
+A real store outlives its clients. This one is opened by the client itself, and one that is killed
+while it creates the store's database leaves a file that none can open: so it is here beforehand.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +29,19 @@ from .call import Call
 
 _HEADER, _RECORD, _END = 48, 48, b"\xff" * 32
 _WITH_VERIFICATION, _WITH_SHA256 = 0x80000000, 0x40000000
+_XORBS = Path("xet/xorbs")
 _DATABASE = "global_dedup_lookup.redb"
 
+# Opens a store, which creates its database, and fetches the files that are named: maybe none.
 _FETCH = """
 import sys, time, hf_xet
-url, file_hash, size, target = sys.argv[1:]
+url, *files = sys.argv[1:]
 group = hf_xet.XetSession().new_file_download_group(
     endpoint=url, token="-", token_expiry_unix_secs=int(time.time()) + 3600
 )
 with group:
-    group.start_download_file(hf_xet.XetFileInfo(file_hash, int(size)), target)
+    for file_hash, size, target in zip(files[::3], files[1::3], files[2::3]):
+        group.start_download_file(hf_xet.XetFileInfo(file_hash, int(size)), target)
 """
 
 
@@ -68,13 +76,30 @@ def read_shard(data: bytes) -> list[XetBlob]:
     return blobs
 
 
+def _open(url: str, home: Path, *files: str) -> None:
+    # In a process of its own: hf_xet writes logs under HF_HOME and keeps threads alive.
+    env = {**os.environ, "HF_HOME": str(home)}
+    subprocess.run([sys.executable, "-c", _FETCH, url, *files], check=True, env=env, timeout=120)
+
+
+@functools.cache
+def _new_database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        _open(f"local://{folder}", Path(folder) / "home")
+        return (Path(folder) / _XORBS / _DATABASE).read_bytes()
+
+
 class XetStore:
     """The folder that hf_xet writes to, read from outside."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "cas"
         self.views = folder / "views"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._xorbs = self.folder / _XORBS
+        for name in ("shards", "xorbs"):
+            (self._xorbs / name).mkdir(parents=True, exist_ok=True)
+        if not (self._xorbs / _DATABASE).exists():
+            (self._xorbs / _DATABASE).write_bytes(_new_database())
         self.token_seconds = 3600
         self._shards: dict[Path, list[XetBlob]] = {}
         self._lost: dict[str, set[Path]] = {}
@@ -84,10 +109,6 @@ class XetStore:
     def url(self) -> str:
         """What to send uploads to."""
         return f"local://{self.folder}"
-
-    @property
-    def _xorbs(self) -> Path:
-        return self.folder / "xet" / "xorbs"
 
     def blobs(self) -> dict[str, XetBlob]:
         """All files in the store, by sha256."""
@@ -114,21 +135,17 @@ class XetStore:
     def view(self) -> str:
         """A store for one reader: the same content, but a lock database of its own."""
         folder = self.views / str(next(self._view))
-        inner = folder / "xet" / "xorbs"
+        inner = folder / _XORBS
         inner.mkdir(parents=True, exist_ok=True)
-        if (self._xorbs / _DATABASE).exists():
-            shutil.copyfile(self._xorbs / _DATABASE, inner / _DATABASE)
-            for name in ("shards", "xorbs"):
-                (inner / name).symlink_to(self._xorbs / name)
+        shutil.copyfile(self._xorbs / _DATABASE, inner / _DATABASE)
+        for name in ("shards", "xorbs"):
+            (inner / name).symlink_to(self._xorbs / name)
         return f"local://{folder}"
 
     def fetch(self, blob: XetBlob, target: Path) -> None:
         """Write a blob's content to a file, for readers that do not speak xet."""
-        # In a process of its own: hf_xet writes logs under HF_HOME and keeps threads alive.
-        home = str(self.views / "home")
         part = target.with_name(f".{target.name}.{next(self._view)}")
-        argv = [sys.executable, "-c", _FETCH, self.view(), blob.xet_hash, str(blob.size), str(part)]
-        subprocess.run(argv, check=True, env={**os.environ, "HF_HOME": home}, timeout=120)
+        _open(self.view(), self.views / "home", blob.xet_hash, str(blob.size), str(part))
         part.replace(target)
 
 
