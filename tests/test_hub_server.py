@@ -273,7 +273,7 @@ def test_what_xet_stored_is_readable_over_http(
 
 @xet_only
 def test_the_store_is_whole_before_its_first_client(hub: Hub) -> None:
-    """A client that is killed while it creates the store's database would leave one nobody opens."""
+    """A client killed while it creates the database would leave one that nobody can open."""
     (database,) = hub.xet.folder.rglob("*.redb")
     assert database.read_bytes().startswith(b"redb")
     expiry = int(time.time()) + 600
