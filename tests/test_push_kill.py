@@ -166,3 +166,24 @@ def shards_on_hub(hub: Hub, model: Model) -> dict[str, str]:
             files = weights_of(hub.files(REPO, ref))
             found |= {n: oid for n, oid in expected.items() if files.get(n) == oid}
     return found
+
+
+@pytest.mark.usefixtures("naps", "places", "older")
+@pytest.mark.parametrize("transport", ["xet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "the third shard is being converted",
+        "the second shard asks for xet",
+        "the second shard is not committed yet",
+    ],
+)
+def test_run_again_where_it_was_killed(name: str, hub: Hub, model: Model, tmp_path: Path) -> None:
+    """What the killed run left in hf_xet's own folder does not stop the next run."""
+    env = hub.env(TMPDIR=str(tmp_path), HF_HOME=str(tmp_path / "home"))
+    argv = ["push", "--repo-id", REPO, *model.argv()]
+    run_until_killed(hub, argv, STEPS[name], tmp_path)
+    again = driver.start(argv, env, tmp_path / "again")
+    assert again.wait() == 0, again.err
+    assert weights_of(hub.files(REPO)) == expected_weights(model)
+    assert staging_branches(hub, REPO) == []
