@@ -1,4 +1,4 @@
-"""Writing one shard: read and cast in the caller's thread; hash and write in two more.
+"""Writing one shard: read and cast in the caller's thread; hash and write in others.
 
 Memory is a ring of `_BLOCKS` blocks and two blocks of work space, whatever the size of the shard.
 The file is written append-only and in order, so any filesystem will do. It grows under the name
@@ -16,7 +16,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -28,7 +28,7 @@ from hubmerge.plan import PlannedShard
 from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 
 PARTIAL_SUFFIX = ".partial"
-_BLOCKS = 6
+_BLOCKS = 8
 
 # After so many bytes the disk is told to begin: the sync at the end then has little to wait for.
 _WRITEBACK_BYTES = 256 << 20
@@ -85,8 +85,12 @@ def _write(
     shard: PlannedShard, files: DataFiles, fd: int | None, on_bytes: Callable[[int], None]
 ) -> str:
     digest = hashlib.sha256()
-    file = _Appended(fd) if fd is not None else None
-    with ThreadPoolExecutor(1, "hash") as hasher, ThreadPoolExecutor(1, "write") as writer:
+    with (
+        ThreadPoolExecutor(1, "hash") as hasher,
+        ThreadPoolExecutor(1, "write") as writer,
+        ThreadPoolExecutor(1, "disk") as disk,
+    ):
+        file = _Appended(fd, disk) if fd is not None else None
         in_flight: deque[list[Future[None]]] = deque()
         try:
             for block in _blocks(shard, files, in_flight):
@@ -129,10 +133,10 @@ def _finish(in_flight: deque[list[Future[None]]]) -> None:
 
 
 class _Appended:
-    """A file that grows by blocks."""
+    """A file that grows by blocks; `disk` begins to store them, which may wait for its queue."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, disk: Executor) -> None:
+        self._fd, self._disk = fd, disk
         self._size = self._begun = 0  # bytes: written, and of these given to the disk
 
     def write(self, block: memoryview) -> None:
@@ -142,7 +146,8 @@ class _Appended:
             block = block[written:]
         if self._size - self._begun >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
             length = self._size - self._begun
-            os.posix_fadvise(self._fd, self._begun, length, os.POSIX_FADV_DONTNEED)
+            advice = os.POSIX_FADV_DONTNEED
+            self._disk.submit(os.posix_fadvise, self._fd, self._begun, length, advice)
             self._begun = self._size
 
 

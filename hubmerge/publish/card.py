@@ -67,15 +67,14 @@ def make_card(plan: Plan, assets: Assets, options: CardOptions, repo_id: str | N
     Raises:
         UsageError: the user's own card has metadata that is no YAML.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     about = _about(plan, assets, options)
     if options.text is not None:
         return _fill_in(options.text, about.metadata)
     body = _body(plan, about, repo_id)
     header = ModelCardData(**about.metadata).to_yaml()
-    card: ModelCard = ModelCard(f"---\n{header}\n---\n\n{body}")
-    return str(card)
+    return f"---\n{header}\n---\n\n{body}"
 
 
 def small_files(
