@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -18,58 +17,49 @@ import click
 from hubmerge.cli_options import convert_options, json_option, load_dir_option, push_options
 from hubmerge.errors import HubmergeError, MismatchError, UsageError
 from hubmerge.ranks import ALONE, Ranks, current_ranks
-
-_RESUMES = "; the same command resumes where this run ended"
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+from hubmerge.signals import ended_by_signals
 
 
 def main() -> NoReturn:
     """Run the command and exit with the code that `hubmerge.errors` documents."""
     # Blocks are cast in one thread each; idle threads of torch's pool would only cost memory.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    signal.signal(signal.SIGTERM, _terminate)
     ranks = ALONE
-    try:
-        ranks = current_ranks()
-        code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=ranks) or 0
-    except HubmergeError as error:
-        ranks.fail(error)
-        if os.environ.get("HF_DEBUG"):
-            traceback.print_exc()
-        code = _fail(ranks, str(error), error.hint, error.exit_code)
-    except click.ClickException as error:
-        if ranks.rank == 0:
-            error.show()
-        code = UsageError.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        code = _fail(ranks, "interrupted" + _RESUMES, "", 130)
-    except _Terminated:
-        code = _fail(ranks, "terminated" + _RESUMES, "", 143)
-    except BrokenPipeError:
-        # Whoever read our output has gone; say nothing more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.stdout.flush()
-    ranks.reported()
-    if code in (130, 143):
-        # Threads may be in the middle of an upload; whoever interrupts does not want to wait.
-        os._exit(code)
+
+    def say(number: int) -> None:
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        _say(ranks, f"{word}; the same command resumes where this run ended")
+
+    with ended_by_signals(say):
+        try:
+            ranks = current_ranks()
+            code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=ranks) or 0
+        except HubmergeError as error:
+            ranks.fail(error)
+            if os.environ.get("HF_DEBUG"):
+                traceback.print_exc()
+            _say(ranks, str(error), error.hint)
+            code = error.exit_code
+        except click.ClickException as error:
+            if ranks.rank == 0:
+                error.show()
+            code = UsageError.exit_code
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except BrokenPipeError:
+            # Whoever read our output has gone; say nothing more, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        sys.stdout.flush()
+        ranks.reported()
     sys.exit(code)
 
 
-def _fail(ranks: Ranks, message: str, hint: str, code: int) -> int:
+def _say(ranks: Ranks, message: str, hint: str = "") -> None:
     if ranks.rank == 0:
         click.echo(f"Error: {message}", err=True)
         if hint:
             click.echo(f"Hint: {hint}", err=True)
-    return code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -68,6 +68,33 @@ def test_interrupted_while_uploading(
     readers_saw_only(hub, REPO, expected_weights(model))
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("transport", ["lfs"])
+def test_a_signal_whose_exception_is_lost_ends_it_too(
+    number: signal.Signals, code: int, hub: Hub, model: Model, tmp_path: Path
+) -> None:
+    """Python drops what a handler raises while a `__del__` runs, whosever that is."""
+    hub.create_repo(REPO)
+    hub.faults.add("lfs_put", times=None, hook=lambda _: time.sleep(3))
+    argv = ["push", "--repo-id", REPO, *model.argv()]
+    env = hub.env(TMPDIR=str(tmp_path))
+    child = driver.start(argv, env, tmp_path / "first", ("converted", 1), number)
+    assert child.wait() == code
+    assert "Exception ignored" not in child.err
+    assert not list(tmp_path.rglob("model-*"))
+    word = {130: "interrupted", 143: "terminated"}[code]
+    assert (
+        child.err.splitlines()[-1]
+        == f"Error: {word}; the same command resumes where this run ended"
+    )
+    assert child.err.count("Error: ") == 1
+    assert child.out == ""
+    hub.faults.clear()
+    again = driver.start(argv, env, tmp_path / "second")
+    assert again.wait() == 0, again.err
+    readers_saw_only(hub, REPO, expected_weights(model))
+
+
 @pytest.mark.parametrize("debug", ["", "1"])
 @pytest.mark.parametrize("fault", ["none", "refused", "broken"])
 def test_the_token_is_never_shown(

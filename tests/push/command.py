@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,6 @@ class Done:
 def run_here(*argv: str) -> Done:
     """``hubmerge ARGV`` in this process."""
     out, err, old_argv = io.StringIO(), io.StringIO(), sys.argv
-    old_handler = signal.getsignal(signal.SIGTERM)
     sys.argv = ["hubmerge", *argv]
     code: Any = None
     try:
@@ -44,5 +42,4 @@ def run_here(*argv: str) -> Done:
         code = end.code
     finally:
         sys.argv = old_argv
-        signal.signal(signal.SIGTERM, old_handler)
     return Done(int(code or 0), out.getvalue(), err.getvalue())

@@ -55,11 +55,19 @@ class Child:
 
 
 def start(
-    argv: Sequence[str], env: dict[str, str], folder: Path, kill_at: tuple[str, int] | None = None
+    argv: Sequence[str],
+    env: dict[str, str],
+    folder: Path,
+    kill_at: tuple[str, int] | None = None,
+    number: signal.Signals = signal.SIGKILL,
 ) -> Child:
-    """Run ``hubmerge ARGV``; with `kill_at` it kills itself at that call of a progress event."""
+    """Run ``hubmerge ARGV``.
+
+    With `kill_at` it sends itself the signal `number` at that call of a progress event, from inside
+    a `__del__`, where Python drops what a handler raises.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    process = _context.Process(target=_run, args=(list(argv), env, str(folder), kill_at))
+    process = _context.Process(target=_run, args=(list(argv), env, str(folder), kill_at, number))
     # The first one starts the server that forks them, whose socket must have a short path.
     places, tempfile.tempdir = tempfile.tempdir, None
     try:
@@ -70,12 +78,16 @@ def start(
 
 
 def _run(
-    argv: list[str], env: dict[str, str], folder: str, kill_at: tuple[str, int] | None
+    argv: list[str],
+    env: dict[str, str],
+    folder: str,
+    kill_at: tuple[str, int] | None,
+    number: signal.Signals,
 ) -> None:
     os.environ.clear()
     os.environ.update(env)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for fd, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     from huggingface_hub import constants
 
@@ -86,17 +98,21 @@ def _run(
 
     hub.sleep = lambda _: None
     if kill_at is not None:
-        _kill_at(Bars, *kill_at)
+        _kill_at(Bars, *kill_at, number)
     sys.argv = ["hubmerge", *argv]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
 
 
-def _kill_at(bars: type, event: str, call: int) -> None:
+def _kill_at(bars: type, event: str, call: int, number: signal.Signals) -> None:
     calls = iter(range(1, 1_000_000))
+
+    class Kills:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
 
     def kill(*_: object) -> None:
         if next(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            Kills()
 
     setattr(bars, event, kill)
