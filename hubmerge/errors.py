@@ -154,7 +154,7 @@ class TargetChangedError(HubmergeError):
 def from_os_error(error: OSError, what: str = "") -> HubmergeError:
     """Our error for one of the operating system's; `what` names the file where it does not."""
     name = what or (str(error.filename) if error.filename is not None else "a file")
-    reason = error.strerror or type(error).__name__
+    reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (ENOSPC, EDQUOT, EFBIG):
         return NoRoomError(
             f"{name}: the disk is full ({reason})", "Free some room and run the same command again."
