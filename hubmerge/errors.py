@@ -26,6 +26,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 
+# What the operating system says where there is no room for a file.
+DISK_FULL = (ENOSPC, EDQUOT, EFBIG)
+
 # No message needs more; a hostile file could fill the terminal.
 _MAX_MESSAGE = 4000
 
@@ -155,7 +158,7 @@ def from_os_error(error: OSError, what: str = "") -> HubmergeError:
     """Our error for one of the operating system's; `what` names the file where it does not."""
     name = what or (str(error.filename) if error.filename is not None else "a file")
     reason = error.strerror or str(error) or type(error).__name__
-    if error.errno in (ENOSPC, EDQUOT, EFBIG):
+    if error.errno in DISK_FULL:
         return NoRoomError(
             f"{name}: the disk is full ({reason})", "Free some room and run the same command again."
         )

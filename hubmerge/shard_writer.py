@@ -1,6 +1,6 @@
-"""Writing one shard: read and cast in the caller's thread; hash and write in others.
+"""Writing one shard: read and cast in the caller's thread; hash, then write, in others.
 
-Memory is a ring of `_BLOCKS` blocks and two blocks of work space, whatever the size of the shard.
+Memory is `_BLOCKS` blocks that go round and two blocks of work space, whatever the shard's size.
 The file is written append-only and in order, so any filesystem will do. It grows under the name
 ``NAME.partial``; it gets its own name only when it is complete and synced:
 
@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.errors import HubmergeError, NoRoomError
+from hubmerge.conveyor import Conveyor, Stage
+from hubmerge.errors import DISK_FULL, HubmergeError, NoRoomError
 from hubmerge.plan import PlannedShard
 from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 
@@ -32,6 +31,9 @@ _BLOCKS = 8
 
 # After so many bytes the disk is told to begin: the sync at the end then has little to wait for.
 _WRITEBACK_BYTES = 256 << 20
+
+# fallocate(2): set room aside, and leave the size of the file as it is.
+_FALLOC_FL_KEEP_SIZE = 1
 
 # All the memory that writing a shard takes.
 BUFFER_BYTES = (_BLOCKS + 2) * BLOCK_BYTES
@@ -85,51 +87,54 @@ def _write(
     shard: PlannedShard, files: DataFiles, fd: int | None, on_bytes: Callable[[int], None]
 ) -> str:
     digest = hashlib.sha256()
-    with (
-        ThreadPoolExecutor(1, "hash") as hasher,
-        ThreadPoolExecutor(1, "write") as writer,
-        ThreadPoolExecutor(1, "disk") as disk,
-    ):
-        file = _Appended(fd, disk) if fd is not None else None
-        in_flight: deque[list[Future[None]]] = deque()
-        try:
-            for block in _blocks(shard, files, in_flight):
-                tasks = [hasher.submit(digest.update, block)]
-                if file is not None:
-                    tasks.append(writer.submit(file.write, block))
-                in_flight.append(tasks)
-                on_bytes(len(block))
-            while in_flight:
-                _finish(in_flight)
-        finally:
-            hasher.shutdown(cancel_futures=True)
-            writer.shutdown(cancel_futures=True)
+    stages: list[Stage] = [digest.update]
+    with ExitStack() as until_done:
+        if fd is not None:
+            _reserve(fd, shard.size_bytes)
+            disk = until_done.enter_context(ThreadPoolExecutor(1, "disk"))
+            stages.append(_Appended(fd, disk).write)
+        conveyor = until_done.enter_context(Conveyor(stages, _BLOCKS, BLOCK_BYTES))
+        for block, size_bytes in _blocks(shard, files, conveyor.block):
+            conveyor.send(block, size_bytes)
+            on_bytes(size_bytes)
     return digest.hexdigest()
 
 
 def _blocks(
-    shard: PlannedShard, files: DataFiles, in_flight: deque[list[Future[None]]]
-) -> Iterator[memoryview]:
-    """The content of the file, block after block; a block is used again when it is written."""
-    yield memoryview(shard.header)
-    in_flight_blocks = _BLOCKS - 1
-    buffers = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(_BLOCKS)]
+    shard: PlannedShard, files: DataFiles, take: Callable[[], memoryview]
+) -> Iterator[tuple[memoryview, int]]:
+    """The content of the file, block after block, and how many bytes of each are filled."""
+    for start in range(0, len(shard.header), BLOCK_BYTES):
+        piece = shard.header[start : start + BLOCK_BYTES]
+        block = take()
+        block[: len(piece)] = piece
+        yield block, len(piece)
     scratch = memoryview(bytearray(2 * BLOCK_BYTES))
-    turn = 0
     for tensor in shard.tensors:
         reader = TensorReader(tensor, files, scratch)
         for slab in slabs(tensor):
-            if len(in_flight) > in_flight_blocks:
-                _finish(in_flight)
-            block = buffers[turn % _BLOCKS][: slab.size_bytes]
-            turn += 1
-            reader.read(slab, block)
-            yield block
+            block = take()
+            reader.read(slab, block[: slab.size_bytes])
+            yield block, slab.size_bytes
 
 
-def _finish(in_flight: deque[list[Future[None]]]) -> None:
-    for task in in_flight.popleft():
-        task.result()
+def _reserve(fd: int, size_bytes: int) -> None:
+    """Have the filesystem set room aside for the whole file, where it can; its size stays 0.
+
+    A disk that is too full says so before the work, and writing to it is cheaper. Not
+    `os.posix_fallocate`: where the filesystem cannot do it, that writes the whole file once more.
+
+    Raises:
+        OSError: there is not so much room.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "fallocate"):  # only Linux has it
+        return
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, 0, size_bytes) and ctypes.get_errno() in DISK_FULL:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 class _Appended:
@@ -166,7 +171,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (ENOSPC, EDQUOT, EFBIG):
+        if error.errno in DISK_FULL:
             raise NoRoomError(
                 f"{path.name}: the disk is full ({error.strerror})",
                 f"Free some room in {path.parent} and run the same command again; "

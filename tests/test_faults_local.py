@@ -216,6 +216,32 @@ def test_a_real_disk_fills_at_any_place(
     assert filled > 20
 
 
+def test_room_for_a_shard_is_set_aside_before_it_is_written(
+    small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that would not fit is refused without one byte of it written; no size is feigned."""
+    monkeypatch.setattr(output_folder, "check_room", lambda *_args: None)
+    folder = small_disk(4_000_000)
+    room, sizes = [], []
+
+    class Watched(hubmerge.Progress):
+        def converted(self, size_bytes: int) -> None:
+            for path in folder.glob("out/*.partial"):
+                room.append(path.stat().st_blocks * 512)
+                sizes.append(path.stat().st_size)
+
+    convert(folder / "out", progress=Watched())
+    shard_bytes = len(wanted()["model-00001-of-00003.safetensors"])
+    assert min(room) >= shard_bytes
+    assert min(sizes) < shard_bytes
+    shutil.rmtree(folder / "out")
+    room.clear()
+    small_disk(shard_bytes // 2)
+    with pytest.raises(errors.NoRoomError, match=r"model-00001-of-00003.*full"):
+        convert(folder / "out", progress=Watched())
+    assert not room
+
+
 def test_a_read_only_source_is_enough(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
     """A checkpoint on a read-only disk converts elsewhere; into itself, the error says why not."""
     disk = small_disk(4_000_000)
