@@ -77,8 +77,8 @@ class Report:
 
 
 def build(folder: Path, what: str, *arguments: str) -> Path:
-    """The checkpoint in this folder, written now unless a finished one is there."""
-    if not (folder / ".metadata").exists():
+    """The checkpoint or config in this folder, written now unless a finished one is there."""
+    if not any((folder / written_last).exists() for written_last in (".metadata", "config.json")):
         written = measure([*CHECKPOINTS, what, str(folder), *arguments])
         print(f"wrote {folder.name} in {written.wall_seconds:.0f} s", flush=True)
     return folder
@@ -127,6 +127,23 @@ def promise_peak(report: Report, what: str, run: Measured, runs: dict[str, Measu
     """How much more memory a conversion needs than its libraries."""
     over_bytes = run.peak_bytes - runs["import torch"].peak_bytes
     report.promise(f"peak over `import torch`, {what}", over_bytes / MB, 128, "MB")
+
+
+def measure_with_config(
+    report: Report, source: Path, output: Path, assets: Path, rounds: int
+) -> None:
+    """Row (a) with a config: transformers checks the names first."""
+    command = [*convert_command(source, output), "--model-assets-dir", str(assets)]
+    tasks = {
+        "import transformers": Task([*BASELINE, "import_transformers"]),
+        "(a) hubmerge, with a config": Task(command, source, output),
+    }
+    runs = best_of(rounds, tasks)
+    for what, run in runs.items():
+        report.add(what, run, run.report()["seconds"])
+    libraries, own = runs.values()
+    over_bytes = own.peak_bytes - libraries.peak_bytes
+    report.promise("peak over `import transformers`, with a config", over_bytes / MB, 128, "MB")
 
 
 def measure_double(report: Report, double: Path, output: Path, rounds: int) -> None:
@@ -213,8 +230,10 @@ def run_all(options: argparse.Namespace, folder: Path) -> Report:
     report = Report()
     rounds, output = options.rounds, folder / "output"
     source = build(folder / f"weights-{options.size_gb:g}", "weights", str(options.size_gb))
+    assets = build(folder / f"config-{options.size_gb:g}", "config", str(options.size_gb))
     measure_start(report, source, rounds)
     measure_conversions(report, source, output, rounds)
+    measure_with_config(report, source, output, assets, rounds)
     compare_outputs(report, source, output)
     measure_push(report, source, output, folder)
     if options.double:

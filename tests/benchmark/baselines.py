@@ -5,6 +5,7 @@ python -m tests.benchmark.baselines torch_save LOAD_DIR SAVE_DIR
 python -m tests.benchmark.baselines floor LOAD_DIR SAVE_DIR OUTPUT_BYTES
 python -m tests.benchmark.baselines unpickle LOAD_DIR
 python -m tests.benchmark.baselines import_torch
+python -m tests.benchmark.baselines import_transformers
 """
 
 from __future__ import annotations
@@ -127,6 +128,14 @@ def import_torch() -> dict[str, float]:
     return {"seconds": time.perf_counter() - started}
 
 
+def import_transformers() -> dict[str, float]:
+    """What every conversion with a config needs before it starts, to check the names."""
+    started = time.perf_counter()
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    return {"seconds": time.perf_counter() - started}
+
+
 def main(what: str, arguments: list[str]) -> dict[str, float]:
     """Run one baseline."""
     paths = [Path(argument) for argument in arguments[:2]]
@@ -141,6 +150,8 @@ def main(what: str, arguments: list[str]) -> dict[str, float]:
             return unpickle(*paths)
         case "import_torch":
             return import_torch()
+        case "import_transformers":
+            return import_transformers()
     raise SystemExit(f"unknown baseline {what!r}")
 
 

@@ -1,6 +1,7 @@
 """The checkpoints to measure on: several GB of weights, and the metadata of a 671B model.
 
 python -m tests.benchmark.checkpoints weights FOLDER GIGABYTES
+python -m tests.benchmark.checkpoints config FOLDER GIGABYTES
 python -m tests.benchmark.checkpoints metadata FOLDER
 """
 
@@ -90,6 +91,20 @@ def write_weights(folder: Path, gigabytes: float) -> None:
     arguments = (folder, int(gigabytes * 1e9), str(store))
     mp.spawn(_save_rank, arguments, nprocs=RANKS)
     store.unlink(missing_ok=True)
+
+
+def write_config(folder: Path, gigabytes: float) -> None:
+    """Save the config of the model that `write_weights` saves, as an assets folder."""
+    from transformers import LlamaConfig
+
+    names = llama_shapes(int(gigabytes * 1e9))
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE,
+        num_hidden_layers=sum(name.endswith("q_proj.weight") for name in names),
+        num_attention_heads=HIDDEN // 64, num_key_value_heads=KEY_VALUE // 64,
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(folder)
 
 
 # ---- Metadata: DeepSeek-V3 on 256 ranks, no data ----
@@ -225,5 +240,7 @@ def write_metadata(folder: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "weights":
         write_weights(Path(sys.argv[2]), float(sys.argv[3]))
+    elif sys.argv[1] == "config":
+        write_config(Path(sys.argv[2]), float(sys.argv[3]))
     else:
         write_metadata(Path(sys.argv[2]))
