@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
-from hubmerge.checkpoint.unpickle import Inert, load, new_dict, same_tuple
+from hubmerge.checkpoint.unpickle import Inert, fields, load, new_dict, pairs, same_tuple
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
 from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputError
 from hubmerge.gc_pause import gc_paused
@@ -236,17 +236,16 @@ class _Merged:
 
 def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
     metadata = load(data, label, _STAND_INS, _dtype_name)
-    fields = _fields(metadata, _Metadata, label, "the whole")
-    _refuse_megatron_reformulation(fields, label)
-    entries = _dict(fields.get("state_dict_metadata"), label, "state_dict_metadata")
-    paths = fields.get("planner_data")
-    paths = paths if isinstance(paths, dict) else {}
-    stored = _storage_by_key(fields.get("storage_data"), label)
+    known = _fields(metadata, _Metadata, label, "the whole")
+    _refuse_megatron_reformulation(known, label)
+    entries = _pairs(known.get("state_dict_metadata"), label, "state_dict_metadata")
+    paths = {k: v for k, v in pairs(known.get("planner_data")) or () if type(k) is str}
+    stored = _storage_by_key(known.get("storage_data"), label)
     safe_paths: dict[str, str] = {}
     # Each takes more bytes than this, unless a hostile file lists the same ones again and again.
     boxes_left = len(data) // 16
-    for key, entry in entries.items():
-        if not isinstance(key, str):
+    for key, entry in entries:
+        if type(key) is not str:
             raise CheckpointError(f"{label}: a key is {type(key).__name__}, not text")
         if isinstance(entry, _ObjectEntry):
             merged.add_object(key)
@@ -259,14 +258,13 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
             merged.add(key, dtype, shape, _path(paths.get(key)), chunks)
 
 
-def _refuse_megatron_reformulation(fields: dict[str, Any], label: str) -> None:
-    plans = fields.get("mcore_data")
+def _refuse_megatron_reformulation(known: dict[str, Any], label: str) -> None:
     # One plan may stand there many times; it is looked through once.
-    distinct = {id(p): p for p in plans.values()}.values() if isinstance(plans, dict) else ()
+    distinct = {id(plan): plan for _, plan in pairs(known.get("mcore_data")) or ()}.values()
     if any(
-        isinstance(plan, dict)
-        and any(isinstance(name, str) and "nd_reformulated" in name for name in plan)
+        isinstance(name, str) and "nd_reformulated" in name
         for plan in distinct
+        for name, _ in pairs(plan) or ()
     ):
         raise CheckpointError(
             f"{label}: Megatron stored some tensors in a reformulated shape",
@@ -275,26 +273,27 @@ def _refuse_megatron_reformulation(fields: dict[str, Any], label: str) -> None:
 
 
 def _fields(value: Any, kind: type[Inert], label: str, what: str) -> dict[str, Any]:
-    state = getattr(value, "state", None)
-    if not isinstance(value, kind) or not isinstance(state, dict):
+    found = fields(value)
+    if not isinstance(value, kind) or found is None:
         raise CheckpointError(f"{label}: {what} is not what a checkpoint has in that place")
-    return state
+    return found
 
 
-def _dict(value: Any, label: str, what: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
+def _pairs(value: Any, label: str, what: str) -> list[tuple[Any, Any]]:
+    found = pairs(value)
+    if found is None:
         raise CheckpointError(f"{label}: {what} is {type(value).__name__}, not a dict")
-    return value
+    return found
 
 
 def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | None, Any]]:
     """{key: {offsets: where stored}}."""
     by_key: dict[str, dict[tuple[int, ...] | None, Any]] = {}
-    for index, info in _dict(value, label, "storage_data").items():
-        fields = getattr(index, "state", None)
-        if type(index) is not _Index or type(fields) is not dict:
+    for index, info in _pairs(value, label, "storage_data"):
+        known = fields(index)
+        if type(index) is not _Index or known is None:
             raise CheckpointError(f"{label}: storage_data has a key that is not a MetadataIndex")
-        key, offset = fields.get("fqn"), fields.get("offset")
+        key, offset = known.get("fqn"), known.get("offset")
         if type(key) is not str or not (offset is None or type(offset) is tuple):
             raise CheckpointError(f"{label}: storage_data has a malformed key")
         places = by_key.get(key)
@@ -309,15 +308,15 @@ def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | 
 
 
 def _tensor_entry(entry: Any, key: str, label: str) -> tuple[str, tuple[int, ...], list[Any]]:
-    fields = _fields(entry, _TensorEntry, label, f"the entry of {key!r}")
-    properties = fields.get("properties")
+    known = _fields(entry, _TensorEntry, label, f"the entry of {key!r}")
+    properties = known.get("properties")
     state = getattr(properties, "state", None) if isinstance(properties, _Properties) else None
     dtype = None
     if isinstance(state, tuple) and state:
         dtype = state[0]
-    elif isinstance(state, dict):  # older writers pickled the attributes
-        dtype = state.get("dtype")
-    shape, boxes = fields.get("size"), fields.get("chunks")
+    elif attributes := fields(properties):  # older writers pickled the attributes
+        dtype = attributes.get("dtype")
+    shape, boxes = known.get("size"), known.get("chunks")
     if not isinstance(dtype, str):
         raise CheckpointError(f"{label}: {key!r} has no dtype")
     if not (type(shape) is tuple and _are_sizes(shape)) or not isinstance(boxes, list):
@@ -354,17 +353,17 @@ def _chunks(
     # About a million rounds for the largest models: no function call in here that can be spared.
     # `safe_paths` holds one string per file, already checked, for all chunks.
     for box in boxes:
-        fields = getattr(box, "state", None)
-        if type(box) is not _ChunkBox or type(fields) is not dict:
+        known = fields(box)
+        if type(box) is not _ChunkBox or known is None:
             raise CheckpointError(f"{label}: {key!r} has a chunk that is not one")
-        offsets, sizes = fields.get("offsets"), fields.get("sizes")
+        offsets, sizes = known.get("offsets"), known.get("sizes")
         if type(offsets) is not tuple or type(sizes) is not tuple:
             raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
         if not (_are_sizes(offsets) and _are_sizes(sizes)):
             raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
         info = places.get(offsets)
-        info_fields = getattr(info, "state", None)
-        if type(info) is not _StorageInfo or type(info_fields) is not dict:
+        place = fields(info)
+        if type(info) is not _StorageInfo or place is None:
             if 0 in sizes:
                 continue  # nothing to store, and some writers do not
             raise CheckpointError(
@@ -372,9 +371,9 @@ def _chunks(
                 "The save was incomplete; use an earlier step.",
             )
         file, offset, length = (
-            info_fields.get("relative_path"),
-            info_fields.get("offset"),
-            info_fields.get("length"),
+            place.get("relative_path"),
+            place.get("offset"),
+            place.get("length"),
         )
         if type(file) is not str or type(offset) is not int or type(length) is not int:
             raise CheckpointError(f"{label}: {key!r} has a malformed place in a file")
@@ -388,7 +387,7 @@ def _chunks(
             safe_paths[file],
             offset,
             length,
-            _codecs(info_fields.get("transform_descriptors"), key, label),
+            _codecs(place.get("transform_descriptors"), key, label),
         )
 
 

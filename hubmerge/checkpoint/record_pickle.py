@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubmerge.checkpoint.model import Chunk
-from hubmerge.checkpoint.unpickle import Inert, load, new_dict, same_tuple
+from hubmerge.checkpoint.unpickle import Inert, load, new_dict, pairs, same_tuple
 from hubmerge.dtypes import BY_NAME, DType
 from hubmerge.errors import DamagedFileError
 
@@ -95,7 +95,7 @@ def read_pickle(data: bytes, chunk: Chunk, dtype: DType, label: str) -> Layout:
         raise DamagedFileError(
             label, f"the record holds {found} {sizes} instead of {dtype.name} {chunk.sizes}"[:300]
         )
-    if any(isinstance(flags, dict) and any(flags.values()) for flags in args[6:]):
+    if any(value for flags in args[6:] for _, value in pairs(flags) or ()):
         raise DamagedFileError(label, "the record's tensor is a conjugated or negated view")
     if not (
         isinstance(storage.name, str)

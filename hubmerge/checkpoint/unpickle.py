@@ -5,27 +5,27 @@ callables and calls them. Here a name is looked up in a table of stand-ins that 
 never imported; what is not in the table is refused. The stand-ins are inert: they hold what they
 are given and do nothing.
 
-The opcodes are walked once before that, because the C unpickler allocates what some of them ask
-for before it looks at how much there is (a memo index of 2**31 costs 32 GB). The walk also refuses
-every opcode that torch's writers never use.
-
-One thing this does not bound: a tuple of tuples that share one another, used as a dict's key, can
-keep Python's `hash` busy for ever, or end the process where they are nested ten thousands deep
-(before Python 3.14, which remembers a tuple's hash). That stops a conversion; it executes nothing.
+Before that, `hubmerge.checkpoint.opcodes` walks over the whole pickle, and puts lists in place of
+dicts; `pairs` and `fields` read these.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
+from hubmerge.checkpoint.opcodes import without_dicts
 from hubmerge.errors import CheckpointError, UnsafeInputError
 
 # More arguments than any writer gives; a hostile file could have a long tuple copied at each call.
 _MAX_ARGS = 256
+
+# Names and values: more than any object has; a large state could be given to many objects.
+_MAX_STATE = 128
+_TEXT = {str}
 
 
 class Inert:
@@ -55,68 +55,35 @@ class Inert:
 same_tuple: Callable[[Any], Any] = ().__add__
 
 # Stands in for `collections.OrderedDict`, whose items come after the call.
-new_dict: Callable[[], Any] = dict[Any, Any]().copy
+new_dict: Callable[[], Any] = list[Any]().copy
 
 
-# Opcodes that torch's writers use, by the bytes that follow them. A run without text is matched
-# in one go, since a checkpoint of a million chunks has a hundred million opcodes. The bound on the
-# repeats keeps the matcher's own memory small.
-_RUN = re.compile(
-    rb"(?:[\x93\x94})(\x81RbN\x88\x89t\x85\x86\x87\]aesuQ]+"
-    rb"|[Khq\x80]."
-    rb"|M.."
-    rb"|[Jj].{4}"
-    rb"|[G\x95].{8}"
-    rb"){0,4096}",
-    re.DOTALL,
-)
-_LENGTH_BYTES = {
-    0x8C: 1,  # SHORT_BINUNICODE
-    0x58: 4,  # BINUNICODE
-    0x8D: 8,  # BINUNICODE8
-    0x43: 1,  # SHORT_BINBYTES
-    0x42: 4,  # BINBYTES
-    0x8A: 1,  # LONG1
-}
-_GLOBAL, _LONG_BINPUT, _STOP = 0x63, 0x72, 0x2E
-_IN_RUN_WITH_OPERAND = b"Khq\x80MJjG\x95"
+def pairs(items: Any) -> list[tuple[Any, Any]] | None:
+    """The entries of a dict, which `load` gives as a list; None where it is none."""
+    if type(items) is not list:
+        return None
+    found = []
+    rest = iter(items)
+    for first in rest:
+        pair = first if type(first) is tuple else (first, *islice(rest, 1))
+        if len(pair) != 2:
+            return None
+        found.append(pair)
+    return found
 
 
-def _check_opcodes(data: bytes, label: str) -> None:
-    """Walk all opcodes: only known ones, no length beyond the data, no memo index beyond it."""
-    position, end = 0, len(data)
-    while position < end:
-        run = _RUN.match(data, position)
-        if run and run.end() > position:
-            position = run.end()
-            continue
-        opcode = data[position]
-        if opcode in _LENGTH_BYTES:
-            start = position + 1 + _LENGTH_BYTES[opcode]
-            position = start + int.from_bytes(data[position + 1 : start], "little")
-        elif opcode == _GLOBAL:
-            module_end = data.find(b"\n", position)
-            name_end = data.find(b"\n", module_end + 1)
-            position = name_end + 1 if position < module_end < name_end else end
-        elif opcode == _LONG_BINPUT:
-            index = int.from_bytes(data[position + 1 : position + 5], "little")
-            if index > end:
-                raise UnsafeInputError(f"{label}: the pickle asks for a memo of {index:,} entries")
-            position += 5
-        elif opcode == _STOP:
-            return
-        elif opcode in _IN_RUN_WITH_OPERAND:
-            break  # its operand lies beyond the end
-        else:
-            raise UnsafeInputError(
-                f"{label}: the pickle has opcode 0x{opcode:02x} at byte {position:,}, "
-                "which no checkpoint needs",
-                "Nothing was executed. Do not use this checkpoint unless you know who wrote it.",
-            )
-    raise CheckpointError(
-        f"{label}: the pickle ends too early, after {end:,} bytes",
-        "The save was interrupted or the copy is incomplete; use an earlier step.",
-    )
+def fields(thing: Any) -> dict[str, Any] | None:
+    """The attributes that an object's state sets; None where it is no dict of a sane size."""
+    state = getattr(thing, "state", None)
+    if type(state) is not list or len(state) > _MAX_STATE:
+        return None
+    names = state[::2]
+    if set(map(type, names)) == _TEXT and len(state) % 2 == 0:  # nearly always, and soon told
+        return dict(zip(names, state[1::2], strict=True))
+    entries = pairs(state)
+    if entries is None or any(type(name) is not str for name, _ in entries):
+        return None
+    return dict(entries)
 
 
 def load(
@@ -126,7 +93,7 @@ def load(
     other: Callable[[str, str], Any] = lambda _module, _name: None,
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Unpickle `data` with `stand_ins` in place of everything that it names.
+    """Unpickle `data` with `stand_ins` in place of everything that it names, and lists for dicts.
 
     Args:
         label: the file's name, for messages.
@@ -138,7 +105,7 @@ def load(
         UnsafeInputError: the pickle names anything else, or uses an opcode that none needs.
         CheckpointError: the pickle is damaged.
     """
-    _check_opcodes(data, label)
+    harmless = without_dicts(data, label)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -159,7 +126,7 @@ def load(
             return persistent_load(pid)
 
     try:
-        return Unpickler(io.BytesIO(data)).load()
+        return Unpickler(io.BytesIO(harmless)).load()
     except (UnsafeInputError, CheckpointError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged pickle makes the unpickler raise

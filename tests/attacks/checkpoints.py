@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +37,6 @@ from tests.attacks.pickles import (
 )
 
 UNSAFE, BAD, DONE = 4, 3, 0
-CACHED_HASH = sys.version_info >= (3, 14)
 RECORD = records.record(records.tensor())
 
 
@@ -242,6 +240,30 @@ def repeated(first: bytes, times: bytes, count: int) -> bytes:
     return program(b"(" + first + b"\x94" + times * count + b"t")
 
 
+def hashed() -> dict[str, Attack]:
+    """Keys of dicts that it would take for ever, or end the process, to hash."""
+    keys = {
+        "shared": shared_tuples(60),
+        "deep": b"N" + b"\x85" * 300_000,
+        "wide": tuple_of(b")\x94", b"(" + get(0) * 3000 + b"t\x94",
+                         b"(" + get(1) * 3000 + b"t\x94", b"(" + get(2) * 3000 + b"t"),
+    }  # fmt: skip
+    dicts = {
+        "several": lambda key: b"}(" + key + b"N" + text("b") + b"Nu",
+        "single": lambda key: b"}" + key + b"Ns",
+        "ordered": lambda key: name("collections", "OrderedDict") + b")R(" + key + b"Nu",
+    }
+    attacks = {}
+    for kind, key in keys.items():
+        for how, make in dicts.items():
+            # In front of all else, since `shared` counts the memo.
+            state = dict_of((text("planner_data"), make(key)), (text("storage_data"), dict_of()),
+                            (text("state_dict_metadata"), dict_of()))  # fmt: skip
+            hostile = of_metadata(program(built(DCP, "Metadata", state)), DONE)
+            attacks[f"bomb-hashed-{kind}-{how}"] = hostile
+    return attacks
+
+
 def bombs() -> dict[str, Attack]:
     """A few megabytes that ask for all memory, or all time."""
     long_tuple = b"(" + b"N" * 300_000 + b"t"
@@ -271,10 +293,10 @@ def bombs() -> dict[str, Attack]:
     for place in ("shape", "offsets", "sizes"):
         hostile = one_tensor(len(RECORD), **{place: doubled})
         attacks[f"bomb-printed-{place}"] = of_metadata(hostile, BAD)
-    plans = dict_of((text("a"), dict_of((doubled, b"N")))) if CACHED_HASH else list_of(doubled)
     attacks["bomb-printed-mcore"] = of_metadata(
-        metadata(dict_of(), dict_of(), mcore_data=dict_of((text("a"), plans))), DONE
+        metadata(dict_of(), dict_of(), mcore_data=dict_of((text("a"), list_of(doubled)))), DONE
     )
+    attacks |= hashed()
     attacks["bomb-nested"] = of_metadata(program(b"]" * deep + b"a" * (deep - 1)), BAD)
     many = b"".join(text(f"k{n}") + tensor_entry(size(0), get(0)) for n in range(20_000))
     one_list = b"](" + chunk(zero, zero) * 20_000 + b"e"
@@ -386,8 +408,9 @@ def shapes_of_metadata() -> dict[str, Attack]:
         "no-fields": program(built(DCP, "Metadata", dict_of())),
         "no-state": program(name(DCP, "Metadata") + b")\x81"),
         "text-state": program(built(DCP, "Metadata", text("x"))),
-        "entries-list": metadata(list_of(), dict_of()),
-        "storage-list": metadata(dict_of(), list_of()),
+        "entries-list": metadata(list_of(text("a")), dict_of()),
+        "entries-triple": metadata(list_of(tuple_of(text("a"), b"N", b"N")), dict_of()),
+        "storage-list": metadata(dict_of(), list_of(text("a"))),
         "storage-none": metadata(dict_of(), b"N"),
         "entry-none": metadata(dict_of((text("a"), b"N")), dict_of()),
         "entry-stateless": metadata(
