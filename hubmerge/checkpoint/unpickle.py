@@ -86,6 +86,39 @@ def fields(thing: Any) -> dict[str, Any] | None:
     return dict(entries)
 
 
+class _Unpickler(pickle.Unpickler):
+    """See `load`; `data` has no dicts any more."""
+
+    def __init__(
+        self,
+        data: bytes,
+        label: str,
+        stand_ins: Mapping[tuple[str, str], Any],
+        other: Callable[[str, str], Any],
+        load_persistent: Callable[[Any], Any] | None,
+    ) -> None:
+        super().__init__(io.BytesIO(data))
+        self._label, self._stand_ins, self._other = label, stand_ins, other
+        self._load_persistent = load_persistent
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self._stand_ins.get((module, name))
+        if found is None:
+            found = self._other(module, name)
+        if found is None:
+            raise UnsafeInputError(
+                f"{self._label}: refused to load {module}.{name}, which no checkpoint needs",
+                "Nothing was executed. If you trust the writer, save the model's plain "
+                "tensors again with dcp.save.",
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._load_persistent is None:
+            raise UnsafeInputError(f"{self._label}: refused a persistent id")
+        return self._load_persistent(pid)
+
+
 def load(
     data: bytes,
     label: str,
@@ -106,27 +139,8 @@ def load(
         CheckpointError: the pickle is damaged.
     """
     harmless = without_dicts(data, label)
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            found = stand_ins.get((module, name))
-            if found is None:
-                found = other(module, name)
-            if found is None:
-                raise UnsafeInputError(
-                    f"{label}: refused to load {module}.{name}, which no checkpoint needs",
-                    "Nothing was executed. If you trust the writer, save the model's plain "
-                    "tensors again with dcp.save.",
-                )
-            return found
-
-        def persistent_load(self, pid: Any) -> Any:
-            if persistent_load is None:
-                raise UnsafeInputError(f"{label}: refused a persistent id")
-            return persistent_load(pid)
-
     try:
-        return Unpickler(io.BytesIO(harmless)).load()
+        return _Unpickler(harmless, label, stand_ins, other, persistent_load).load()
     except (UnsafeInputError, CheckpointError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged pickle makes the unpickler raise
