@@ -38,7 +38,7 @@ def checkpoint_of(*paths: Path_, planner_data: bool = True) -> Checkpoint:
     for path in paths:
         key = ".".join(path)
         tensors[key] = StoredTensor(key, "float32", (4, 4), (), path if planner_data else None)
-    return Checkpoint(Path(), tensors, (), (), "")
+    return Checkpoint(Path(), tensors, (), "")
 
 
 def under(*root: str, names: tuple[str, ...] = LLAMA) -> list[Path_]:

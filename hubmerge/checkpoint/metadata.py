@@ -151,7 +151,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         folder=folder,
         tensors=merged.tensors(),
         objects=tuple(merged.objects),
-        metadata_files=tuple(path.name for path in paths),
         metadata_sha256=digest.hexdigest(),
         files=merged.files,
     )

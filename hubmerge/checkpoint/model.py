@@ -68,16 +68,12 @@ class Checkpoint:
         folder: where its files are.
         tensors: by key, in the checkpoint's order.
         objects: keys of entries that are pickled Python objects; they are never loaded.
-        object_paths: the nested keys of those objects, where the checkpoint says.
-        metadata_files: the files that were read to learn all this, relative to `folder`.
-        metadata_sha256: over the content of those files, in order.
-        ranks: how many processes wrote it, as far as file names tell.
+        metadata_sha256: over the content of the files that describe it, in order.
+        files: bytes that each data file must have at least, by relative path.
     """
 
     folder: Path
     tensors: dict[str, StoredTensor]
     objects: tuple[str, ...]
-    metadata_files: tuple[str, ...]
     metadata_sha256: str
     files: dict[str, int] = field(default_factory=dict)
-    """Bytes that each data file must have at least, by relative path."""
