@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
+import resource
 import struct
 import threading
 from collections import OrderedDict
@@ -26,6 +26,7 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from hubmerge.checkpoint.files import open_inside
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.record_pickle import read_pickle
 from hubmerge.dtypes import DType
@@ -36,9 +37,6 @@ from hubmerge.safetensors_header import HeaderTensor, read_header
 # within the first KB. A subclass with much in its pickle is refused anyway.
 _HEAD_BYTES = 64 * 1024
 _FIRST_READ_BYTES = 4096
-
-# Files kept open at a time; clusters often allow 1,024 for all.
-_MAX_OPEN_FILES = 256
 
 # A sample of a file, evenly spread over it.
 _SAMPLES = 5
@@ -76,45 +74,18 @@ class _File:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
-        path = folder / name
-        try:
-            is_inside = path.resolve().is_relative_to(folder.resolve())
-        except (OSError, RuntimeError):  # a loop of links
-            is_inside = False
-        if not is_inside:
-            raise UnsafeInputError(
-                f"{name}: refused, the link leads outside the checkpoint",
-                "Copy the file into the checkpoint's folder.",
-            )
-        try:
-            # Looked at before it is opened: to open some devices is to use them.
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise UnsafeInputError(f"{name}: refused, it is not a regular file")
-            # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
-            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise DamagedFileError(name, "the data file is missing") from None
-        except OSError as error:
-            raise DamagedFileError(name, f"cannot be opened: {error.strerror}") from None
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsafeInputError(f"{name}: refused, it is not a regular file")
-        self.size = status.st_size
-        self._lock = threading.Lock()
-        self._safetensors: dict[int, dict[str, HeaderTensor]] = {}
+        self._fd = open_inside(folder, name)
+        self.size = os.fstat(self._fd).st_size
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             os.close(self._fd)
 
     def safetensors_at(self, offset: int) -> dict[str, HeaderTensor]:
-        """The entries of the safetensors data that begin at `offset`, by key."""
-        with self._lock:
-            if offset not in self._safetensors:
-                with open(os.dup(self._fd), "rb") as opened:
-                    entries, _ = read_header(opened, self.name, offset)
-                self._safetensors[offset] = {entry.name: entry for entry in entries}
-            return self._safetensors[offset]
+        """The entries of the safetensors data that begin at `offset`, by key; one thread a time."""
+        with open(os.dup(self._fd), "rb") as opened:
+            entries, _ = read_header(opened, self.name, offset)
+        return {entry.name: entry for entry in entries}
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -137,6 +108,23 @@ class _File:
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(self._fd, length + offset - start, access=mmap.ACCESS_COPY, offset=start)
         return memoryview(mapped)[offset - start :]
+
+
+class _Reopened:
+    """A data file by its name, opened anew if it was closed since it was read last.
+
+    A tensor may have its parts in more files than can be open at a time.
+    """
+
+    def __init__(self, files: DataFiles, name: str) -> None:
+        self.name = name
+        self._files = files
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._files.file(self.name).read_into(offset, buffer)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        return self._files.file(self.name).view(offset, length)
 
 
 class _Stream:
@@ -178,7 +166,7 @@ class _Stream:
 class _Slice:
     """A file-like view of one record, for the decompressor."""
 
-    def __init__(self, file: _File, offset: int, length: int) -> None:
+    def __init__(self, file: _Reopened, offset: int, length: int) -> None:
         self._file, self._position, self._end = file, offset, offset + length
 
     def read(self, size: int = -1) -> bytes:
@@ -205,19 +193,28 @@ def _zstd(source: _Slice) -> Any:
 _CODECS: dict[str, Callable[[Any], Any]] = {"stream.zstd/1": _zstd}
 
 
+def _most_open_files() -> int:
+    """How many files to keep open: half of what this process may have, or as good as all."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if allowed == resource.RLIM_INFINITY else max(1, allowed // 2)
+
+
 class DataFiles:
     """The data files of one checkpoint; safe to use from many threads."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()
         self._open: OrderedDict[str, _File] = OrderedDict()
+        self._most_open = _most_open_files()
         self._lock = threading.Lock()
+        self._headers: dict[tuple[str, int], dict[str, HeaderTensor]] = {}
+        self._headers_lock = threading.Lock()
 
     def file(self, name: str) -> _File:
         with self._lock:
             file = self._open.pop(name, None) or _File(self._folder, name)
             self._open[name] = file
-            if len(self._open) > _MAX_OPEN_FILES:
+            if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
         return file
 
@@ -265,7 +262,7 @@ class DataFiles:
             DamagedFileError: what is stored there is not that chunk.
             UnsafeInputError: the record names something to execute.
         """
-        file = self.file(chunk.file)
+        file = _Reopened(self, chunk.file)
         if not chunk.is_record:
             return Payload(file, chunk.offset, None, prod(chunk.sizes))
         if not chunk.codecs and not self.is_record(chunk):
@@ -275,10 +272,11 @@ class DataFiles:
         except DamagedFileError as error:
             raise error.while_reading(key) from None
 
-    @staticmethod
-    def _safetensors_payload(file: _File, chunk: Chunk, key: str, dtype: DType) -> Payload:
+    def _safetensors_payload(
+        self, file: _Reopened, chunk: Chunk, key: str, dtype: DType
+    ) -> Payload:
         # Pickled objects may stand before the safetensors data: these begin where the chunk says.
-        entry = file.safetensors_at(chunk.offset).get(key)
+        entry = self._header(chunk.file, chunk.offset).get(key)
         if entry is None:
             raise DamagedFileError(file.name, "the tensor is not in it", key=key)
         if (entry.dtype, entry.shape) != (dtype, chunk.sizes):
@@ -288,6 +286,13 @@ class DataFiles:
                 key=key,
             )
         return Payload(file, entry.offset, None, prod(chunk.sizes))
+
+    def _header(self, name: str, offset: int) -> dict[str, HeaderTensor]:
+        """The entries of the safetensors data that begin there, by key; read once."""
+        with self._headers_lock:
+            if (name, offset) not in self._headers:
+                self._headers[name, offset] = self.file(name).safetensors_at(offset)
+            return self._headers[name, offset]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +305,7 @@ class _Head:
     payload_offset: int
 
 
-def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
+def _record_payload(file: _Reopened, chunk: Chunk, dtype: DType) -> Payload:
     head = _read_head(file, chunk)
     if head.byteorder not in (b"", b"little"):
         raise DamagedFileError(file.name, f"the record's byte order is {head.byteorder!r}")
@@ -338,7 +343,7 @@ def _record_payload(file: _File, chunk: Chunk, dtype: DType) -> Payload:
     return Payload(source, first, None if _is_row_major(chunk.sizes, strides) else strides, extent)
 
 
-def _decoded(file: _File, chunk: Chunk) -> Any:
+def _decoded(file: _Reopened, chunk: Chunk) -> Any:
     stream: Any = _Slice(file, chunk.offset, chunk.length)
     if len(set(chunk.codecs)) < len(chunk.codecs):
         raise UnsafeInputError(f"{file.name}: compressed twice, as no writer does")
@@ -353,7 +358,7 @@ def _decoded(file: _File, chunk: Chunk) -> Any:
     return stream
 
 
-def _read_front(file: _File, chunk: Chunk, size: int) -> bytes:
+def _read_front(file: _Reopened, chunk: Chunk, size: int) -> bytes:
     """The first `size` bytes of the record, decoded; fewer where it is shorter."""
     if not chunk.codecs:
         return _Slice(file, chunk.offset, chunk.length).read(size)
@@ -369,7 +374,7 @@ def _read_front(file: _File, chunk: Chunk, size: int) -> bytes:
     return front
 
 
-def _read_head(file: _File, chunk: Chunk) -> _Head:
+def _read_head(file: _Reopened, chunk: Chunk) -> _Head:
     for size in (_FIRST_READ_BYTES, _HEAD_BYTES):
         head = _walk_head(_read_front(file, chunk, size), file.name)
         if head is not None:
@@ -412,7 +417,7 @@ def _find_descriptor(data: bytes, begin: int) -> int:
     return -1
 
 
-def _check_descriptor(file: _File, chunk: Chunk, begin: int, size: int) -> None:
+def _check_descriptor(file: _Reopened, chunk: Chunk, begin: int, size: int) -> None:
     """What follows the payload must say that it was that long."""
     data = bytearray(min(24, chunk.length - begin - size))
     file.read_into(chunk.offset + begin + size, memoryview(data))

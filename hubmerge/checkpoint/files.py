@@ -1,0 +1,66 @@
+"""Opening a checkpoint's files, which may come from anybody: links, pipes and devices among them.
+
+Every file of a checkpoint is opened here. A link may lead to another file of the checkpoint, and
+nowhere else; a pipe or a device would keep the run waiting, or never end.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from hubmerge.errors import DamagedFileError, UnsafeInputError
+
+
+def open_inside(folder: Path, name: str) -> int:
+    """A file descriptor, open for reading, of a regular file in a checkpoint.
+
+    Args:
+        folder: the checkpoint's, resolved.
+        name: path relative to it.
+
+    Raises:
+        DamagedFileError: it is missing, or cannot be opened.
+        UnsafeInputError: it is no regular file, or lies outside the folder.
+    """
+    path = folder / name
+    try:
+        is_inside = path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # a loop of links
+        is_inside = False
+    if not is_inside:
+        raise UnsafeInputError(
+            f"{name}: refused, the link leads outside the checkpoint",
+            "Copy the file into the checkpoint's folder.",
+        )
+    try:
+        # Looked at before it is opened: to open some devices is to use them.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _irregular(name)
+        # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise DamagedFileError(name, "the data file is missing") from None
+    except OSError as error:
+        raise DamagedFileError(name, f"cannot be opened: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was replaced in between
+        os.close(fd)
+        raise _irregular(name)
+    return fd
+
+
+def read_inside(folder: Path, name: str, most_bytes: int) -> bytes:
+    """The content of such a file, of at most `most_bytes`; errors as of `open_inside`."""
+    with open(open_inside(folder, name), "rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > most_bytes:
+            raise UnsafeInputError(f"{name}: {size_bytes:,} bytes are too many for such a file")
+        try:
+            return file.read(size_bytes)
+        except OSError as error:
+            raise DamagedFileError(name, f"cannot be read: {error.strerror}") from None
+
+
+def _irregular(name: str) -> UnsafeInputError:
+    return UnsafeInputError(f"{name}: refused, it is not a regular file")
