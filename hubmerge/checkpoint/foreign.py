@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubmerge.errors import NotACheckpointError
+from hubmerge.checkpoint.files import read_inside
+from hubmerge.errors import HubmergeError, NotACheckpointError
 
+_MEGATRON_FILE = "metadata.json"
 _MAX_JSON_BYTES = 2**20
 
 
@@ -59,7 +61,7 @@ def refuse_foreign(folder: Path) -> None:
         match = next(filter(foreign.pattern.fullmatch, names), None)
         if match is not None:
             raise NotACheckpointError(f"{folder}: is {foreign.tool} ({match})", foreign.hint)
-    if "metadata.json" in names and _is_megatron(folder / "metadata.json"):
+    if _MEGATRON_FILE in names and _is_megatron(folder):
         raise NotACheckpointError(
             f"{folder}: is a Megatron distributed checkpoint (metadata.json names its backend)",
             "Its layers are stacked and its attention is fused: use Megatron Bridge "
@@ -67,11 +69,9 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def _is_megatron(path: Path) -> bool:
+def _is_megatron(folder: Path) -> bool:
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            return False
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
+        value = json.loads(read_inside(folder.resolve(), _MEGATRON_FILE, _MAX_JSON_BYTES))
+    except (HubmergeError, ValueError, RecursionError):
+        return False  # whatever it is, no such file; nothing else reads it
     return isinstance(value, dict) and "sharded_backend" in value

@@ -20,6 +20,7 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hubmerge.checkpoint.files import open_inside, read_inside
 from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.unpickle import Inert, fields, load, new_dict, pairs, same_tuple
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
@@ -113,17 +114,24 @@ def _dtype_name(module: str, name: str) -> str | None:
 
 
 def describing_files(folder: Path) -> list[Path]:
-    """The files of `folder` that describe a checkpoint, in the order to read them; or none."""
-    if (folder / GLOBAL_FILE).is_file():
+    """The files of `folder` that describe a checkpoint, in the order to read them; or none.
+
+    A pipe among them is one too, for `open_inside` to refuse.
+    """
+    if _is_there(folder / GLOBAL_FILE):
         return [folder / GLOBAL_FILE]
     ranked = [
         (int(match[1]), path)
         for path in folder.glob("__*.metadata")
-        if (match := _RANK_FILE.fullmatch(path.name)) and path.is_file()
+        if (match := _RANK_FILE.fullmatch(path.name)) and _is_there(path)
     ]
     if ranked:
         return [path for _, path in sorted(ranked)]
     return sorted(folder.glob("shard-*.safetensors"))
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and not path.is_dir()
 
 
 @gc_paused()
@@ -140,11 +148,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise _not_a_checkpoint(folder)
     digest = hashlib.sha256()
     merged = _Merged()
+    real_folder = folder.resolve()
     for path in paths:
         if path.suffix == ".safetensors":
-            _add_safetensors(merged, path, digest)
+            _add_safetensors(merged, real_folder, path.name, digest)
         else:
-            data = _read_bounded(path)
+            data = read_inside(real_folder, path.name, _MAX_METADATA_BYTES)
             digest.update(data)
             _add_metadata(merged, data, path.name)
     return Checkpoint(
@@ -175,13 +184,6 @@ def _not_a_checkpoint(folder: Path) -> NotACheckpointError:
         f"{folder}: not a distributed checkpoint: there is no .metadata file in it",
         "Point --load-dir at the folder that holds .metadata and the .distcp files.",
     )
-
-
-def _read_bounded(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > _MAX_METADATA_BYTES:
-        raise UnsafeInputError(f"{path.name}: {size:,} bytes are too many for a description")
-    return path.read_bytes()
 
 
 class _Merged:
@@ -428,16 +430,16 @@ def safe_relative_path(path: str, label: str) -> str:
     return path
 
 
-def _add_safetensors(merged: _Merged, path: Path, digest: Any) -> None:
-    with path.open("rb") as file:
-        tensors, metadata = read_header(file, path.name)
+def _add_safetensors(merged: _Merged, folder: Path, name: str, digest: Any) -> None:
+    with open(open_inside(folder, name), "rb") as file:
+        tensors, metadata = read_header(file, name)
         file.seek(0)
         digest.update(file.read(tensors[0].offset if tensors else -1))
-    info = _sharding_info(metadata, path.name)
+    info = _sharding_info(metadata, name)
     for tensor in tensors:
-        offsets = _saved_offsets(info.get(tensor.name), tensor, path.name)
+        offsets = _saved_offsets(info.get(tensor.name), tensor, name)
         chunk = Chunk(
-            offsets, tensor.shape, path.name, tensor.offset, tensor.size_bytes, is_record=False
+            offsets, tensor.shape, name, tensor.offset, tensor.size_bytes, is_record=False
         )
         extent = tuple(map(int.__add__, offsets, tensor.shape))
         merged.add(tensor.name, tensor.dtype.name, extent, None, [chunk], grow=True)

@@ -465,6 +465,33 @@ def paths() -> dict[str, Attack]:
     }  # fmt: skip
 
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+
+
+def odd_files() -> dict[str, Attack]:
+    """Pipes, devices and files of elsewhere in the place of those that describe a checkpoint."""
+    honest_metadata = one_tensor(len(RECORD))
+    attacks = {}
+    for key, file in {"metadata": ".metadata", "rank": "__0.metadata", "shard": SHARD}.items():
+        attacks |= {
+            f"pipe-{key}": Attack(
+                {}, UNSAFE, f"{file}: refused, it is not a regular file",
+                special=lambda folder, file=file: os.mkfifo(folder / file),  # type: ignore[misc]
+            ),
+            f"device-{key}": Attack({}, UNSAFE, "outside", links={file: "/dev/zero"}),
+            f"elsewhere-{key}": Attack(
+                {f"../elsewhere/{key}": honest_metadata, FILE: RECORD}, UNSAFE, "outside",
+                links={file: f"../elsewhere/{key}"},
+            ),
+        }  # fmt: skip
+    honest_files = {".metadata": honest_metadata, FILE: RECORD}
+    megatron = "metadata.json"
+    return attacks | {
+        "pipe-megatron": Attack(honest_files, DONE, special=lambda f: os.mkfifo(f / megatron)),
+        "device-megatron": Attack(honest_files, DONE, links={megatron: "/dev/zero"}),
+    }
+
+
 # ---- Records ----
 
 
@@ -620,8 +647,7 @@ def headers() -> dict[str, Attack]:
             info_.replace("[" * 100_000, '{\\"a\\":{\\"saved_offsets\\":[9e99]}}'), data
         ),
     }
-    name_ = "shard-00000-model-00001-of-00001.safetensors"
-    return {f"header-{key}": Attack({name_: content}, BAD, name_) for key, content in
+    return {f"header-{key}": Attack({SHARD: content}, BAD, SHARD) for key, content in
             files.items()}  # fmt: skip
 
 
@@ -640,7 +666,8 @@ def honest() -> dict[str, Attack]:
 
 def of_description() -> dict[str, Attack]:
     """Attacks that reading the description must stop."""
-    return honest() | names() | opcodes() | states() | bombs() | shapes_of_metadata() | headers()
+    return (honest() | names() | opcodes() | states() | bombs() | shapes_of_metadata() | headers()
+            | odd_files())  # fmt: skip
 
 
 def of_data() -> dict[str, Attack]:
