@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def _cut(box: Box, most_elements: int) -> Iterator[Box]:
     dim -= 1  # everything inside this one fits, together with some of its own
     most = max(1, most_elements // inner)
     inside = (0,) * (len(sizes) - dim - 1)
-    for outer in product(*(range(sizes[d]) for d in range(dim))):
+    for outer in _places(sizes[:dim]):
         for begin in range(0, sizes[dim], most):
             count = min(most, sizes[dim] - begin)
             place = [*outer, begin, *inside]
@@ -101,6 +100,19 @@ def _cut(box: Box, most_elements: int) -> Iterator[Box]:
                 ((1,) * dim + (count,) + sizes[dim + 1 :]),
                 box.step,
             )
+
+
+def _places(sizes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Every place in a box of these sizes, in row-major order.
+
+    One after another: `itertools.product` lists each range first, and a hostile one is endless.
+    """
+    for number in range(prod(sizes)):
+        place, rest = [], number
+        for size in reversed(sizes):
+            rest, within = divmod(rest, size)
+            place.append(within)
+        yield tuple(reversed(place))
 
 
 class TensorReader:
@@ -117,6 +129,11 @@ class TensorReader:
         # Chunks stand in row-major order: by their first row, those near a box are found at once.
         self._first_rows = [chunk.offsets[0] for chunk in tensor.chunks if chunk.offsets]
         self._most_rows = max((c.sizes[0] for c in tensor.chunks if c.sizes), default=0)
+
+    def check(self) -> None:
+        """Prove that every chunk is stored as planned, before any is read; errors as of `read`."""
+        for number, chunk in enumerate(self._tensor.chunks):
+            self._payload(number, chunk)
 
     def read(self, slab: Slab, out: memoryview) -> None:
         """Fill `out` (``slab.size_bytes`` long) with the slab as it stands in the output file."""
@@ -248,7 +265,7 @@ def _spans(
         return
     dim -= 1
     step = 1 + (most_elements - extent) // strides[dim]
-    for outer in product(*(range(sizes[d]) for d in range(dim))):
+    for outer in _places(sizes[:dim]):
         for begin in range(0, sizes[dim], step):
             count = min(step, sizes[dim] - begin)
             offsets = (*outer, begin, *((0,) * (len(sizes) - dim - 1)))
@@ -300,6 +317,8 @@ def same_elements(left: PlannedTensor, right: PlannedTensor, files: DataFiles) -
         TensorReader(tensor, files, memoryview(bytearray(2 * BLOCK_BYTES)))
         for tensor in (left, right)
     ]
+    for reader in readers:
+        reader.check()  # a shape may be large enough to be busy with for ever, a file is not
     for slab in slabs(left):
         for reader, block in zip(readers, blocks, strict=True):
             reader.read(slab, block[: slab.size_bytes])

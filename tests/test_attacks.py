@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,37 @@ import pytest
 
 import hubmerge
 from hubmerge.checkpoint import metadata, record_pickle
-from tests.attacks.checkpoints import RECORD, Attack, of_data, of_description, of_metadata
-from tests.attacks.pickles import one_tensor
-from tests.attacks.run import SECONDS
+from hubmerge.checkpoint.metadata import read_checkpoint
+from hubmerge.checkpoint.model import Chunk, StoredTensor
+from hubmerge.checkpoint.records import DataFiles
+from hubmerge.errors import CheckpointError
+from hubmerge.plan import plan_as_stored
+from hubmerge.stream import BLOCK_BYTES, same_elements, slabs
+from tests.attacks import records
+from tests.attacks.checkpoints import (
+    FILE,
+    RECORD,
+    Attack,
+    of_data,
+    of_description,
+    of_metadata,
+)
+from tests.attacks.pickles import (
+    chunk,
+    dict_of,
+    index,
+    info,
+    list_of,
+    number,
+    one_tensor,
+    size,
+    tensor_entry,
+    text,
+    tuple_of,
+)
+from tests.attacks.pickles import metadata as description
+from tests.attacks.run import MEMORY_BYTES, SECONDS, used_bytes
+from tests.faults.calls import in_child
 
 REPOSITORY = Path(__file__).parents[1]
 DESCRIPTIONS, DATA = of_description(), of_data()
@@ -93,6 +124,74 @@ def test_a_hostile_pickle_leaves_no_trace_in_the_stand_ins(tmp_path: Path) -> No
     assert [dict(vars(kind)) for kind in kinds] == before
     of_metadata(one_tensor(len(RECORD)), 0).write(tmp_path / "honest")
     assert hubmerge.inspect(tmp_path / "honest").largest[0]["shape"] == (4, 4)
+
+
+# ---- Shapes ----
+
+HUGE = size(10**9, 2**22)
+
+
+def two_tensors(shape: bytes, chunks: list[tuple[bytes, bytes, str, int]], data: bytes) -> Attack:
+    """An embedding and a head of one shape and the same chunks: offsets, sizes, file and place."""
+    keys = [text("model.model.embed_tokens.weight"), text("model.lm_head.weight")]
+    boxes = list_of(*(chunk(offsets, sizes) for offsets, sizes, _, _ in chunks))
+    length = number(len(data) // 2)
+    places = [(index(key, offsets), info(text(file), number(place + turn), length))
+              for turn, key in zip((0, len(data) // 2), keys, strict=True)
+              for offsets, _, file, place in chunks]  # fmt: skip
+    entries = dict_of(*((key, tensor_entry(shape, boxes)) for key in keys))
+    return Attack({".metadata": description(entries, dict_of(*places)), FILE: data}, 3)
+
+
+def test_tied_tensors_of_a_hostile_shape_cost_no_memory(tmp_path: Path) -> None:
+    """A hundred bytes that claim 16 petabytes, twice, under a config that ties them: refused."""
+    two_tensors(HUGE, [(size(0, 0), HUGE, FILE, 0)], b"\0" * 200).write(tmp_path / "checkpoint")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets/config.json").write_text('{"tie_word_embeddings": true}')
+
+    def convert() -> None:
+        with pytest.raises(CheckpointError, match=FILE):
+            hubmerge.convert(tmp_path / "checkpoint", tmp_path / "out",
+                             model_assets_dir=tmp_path / "assets")  # fmt: skip
+
+    assert in_little_memory(convert) == 0
+
+
+def test_a_hostile_shape_is_cut_one_slab_at_a_time() -> None:
+    """The first slabs of a tensor of 16 petabytes are there at once."""
+    shape = (10**9, 2**22)
+    stored = StoredTensor("a", "float32", shape, [Chunk((0, 0), shape, FILE, 0, 100)])
+
+    def cut() -> None:
+        first = list(islice(slabs(plan_as_stored(stored)), 9))
+        assert [slab.box.offsets for slab in first[:2]] == [(0, 0), (0, BLOCK_BYTES // 4)]
+        assert first[8].box.offsets == (1, 0)
+
+    assert in_little_memory(cut) == 0
+
+
+def test_tensors_are_compared_once_all_their_parts_are_there(tmp_path: Path) -> None:
+    """A part that is missing is told, and not a difference in an earlier one."""
+    row = BLOCK_BYTES  # more elements than are read at a time
+    pickle = records.tensor(sizes=tuple_of(number(1), number(row)), count=number(row),
+                            strides=tuple_of(number(row), number(1)))  # fmt: skip
+    rows = [records.record(pickle, bytes([n]) * row * 4) for n in range(2)]
+    chunks = [(size(n, 0), size(1, row), file, 0) for n, file in enumerate((FILE, "__1_0.distcp"))]
+    two_tensors(size(2, row), chunks, b"".join(rows)).write(tmp_path / "checkpoint")
+    left, right = map(plan_as_stored, read_checkpoint(tmp_path / "checkpoint").tensors.values())
+    with pytest.raises(CheckpointError, match=r"__1_0.distcp: .*embed_tokens"):
+        same_elements(left, right, DataFiles(tmp_path / "checkpoint"))
+
+
+def in_little_memory(work: Callable[[], None]) -> int:
+    """Run it in a process of its own that may take what an attack may; see `in_child`."""
+
+    def limited() -> None:
+        limit = used_bytes() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        work()
+
+    return in_child(limited)
 
 
 # ---- The assets folder ----

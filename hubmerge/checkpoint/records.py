@@ -265,9 +265,9 @@ class DataFiles:
         file = _Reopened(self, chunk.file)
         if not chunk.is_record:
             return Payload(file, chunk.offset, None, prod(chunk.sizes))
-        if not chunk.codecs and not self.is_record(chunk):
-            return self._safetensors_payload(file, chunk, key, dtype)
         try:
+            if not chunk.codecs and not self.is_record(chunk):
+                return self._safetensors_payload(file, chunk, key, dtype)
             return _record_payload(file, chunk, dtype)
         except DamagedFileError as error:
             raise error.while_reading(key) from None
@@ -278,12 +278,11 @@ class DataFiles:
         # Pickled objects may stand before the safetensors data: these begin where the chunk says.
         entry = self._header(chunk.file, chunk.offset).get(key)
         if entry is None:
-            raise DamagedFileError(file.name, "the tensor is not in it", key=key)
+            raise DamagedFileError(file.name, "the tensor is not in it")
         if (entry.dtype, entry.shape) != (dtype, chunk.sizes):
             raise DamagedFileError(
                 file.name,
                 f"holds {entry.dtype.name} {entry.shape} instead of {dtype.name} {chunk.sizes}",
-                key=key,
             )
         return Payload(file, entry.offset, None, prod(chunk.sizes))
 
