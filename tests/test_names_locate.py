@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,3 +157,35 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
     with pytest.raises(HubmergeError, match="no such folder"):
         inspect(tmp_path / "missing")
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that may not be listed, by root neither."""
+    folder = tmp_path / "run/lost+found"
+    folder.mkdir(parents=True)
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return folder
+
+
+def test_a_folder_that_may_not_be_listed_is_passed_by(closed: Path) -> None:
+    """It stops nothing, and a note says so; where nothing is found, the error does."""
+    with pytest.raises(NotACheckpointError, match=r"below it \(lost\+found cannot be listed\)"):
+        locate(closed.parent)
+    model = write_empty(closed.parent / "step-3")
+    located = locate(closed.parent)
+    assert located.folder == model
+    assert located.notes[-1] == "passed by lost+found: it cannot be listed"
+
+
+def test_the_given_folder_must_be_listed(closed: Path) -> None:
+    """That one cannot be passed by."""
+    with pytest.raises(NotACheckpointError, match="cannot be listed: Permission denied"):
+        locate(closed)

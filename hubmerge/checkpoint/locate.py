@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubmerge.checkpoint.description import describing_files, doubts
 from hubmerge.checkpoint.foreign import refuse_foreign
-from hubmerge.checkpoint.metadata import describing_files
 from hubmerge.errors import NotACheckpointError, UsageError
 
 # Deeper than any trainer nests, and more folders than any run has: `/` was given by mistake.
@@ -60,7 +60,8 @@ class Located:
 
     Attributes:
         layout: the trainer whose layout the path has, or "" where it tells none.
-        notes: what a user who gave another folder should know, one sentence each.
+        notes: what a user should know of how it was found, and of what is not proved, one
+            sentence each.
     """
 
     folder: Path
@@ -85,29 +86,42 @@ def locate(given: Path) -> Located:
         NotACheckpointError: there is none, or the files are those of another tool.
     """
     refuse_foreign(given)
-    if describing_files(given):
-        return Located(given, _layout(given))
+    paths = describing_files(given)
+    if paths:
+        return Located(given, _layout(given), tuple(doubts(paths)))
     if not given.is_dir() or _is_cut_off(given):
         return Located(given, "")  # reading it says best what is wrong
     foreign: list[NotACheckpointError] = []
-    found = list(_search(given, foreign))
+    unreadable: list[Path] = []
+    found = list(_search(given, foreign, unreadable))
     complete = [place for place in found if place.complete]
     if not complete:
-        raise _nothing(given, found, foreign)
+        raise _nothing(given, found, foreign, unreadable)
     newest = _newest(complete)
     if len(newest) > 1:
         raise _in_doubt(given, newest)
     chosen = newest[0]
-    return Located(chosen.folder, _layout(chosen.folder), tuple(_notes(given, chosen, found)))
+    notes = [
+        *_notes(given, chosen, found),
+        *(f"passed by {name}: it cannot be listed" for name in _names(given, unreadable)),
+        *doubts(describing_files(chosen.folder)),
+    ]
+    return Located(chosen.folder, _layout(chosen.folder), tuple(notes))
 
 
-def _search(given: Path, foreign: list[NotACheckpointError]) -> Iterator[_Found]:
+def _search(
+    given: Path, foreign: list[NotACheckpointError], unreadable: list[Path]
+) -> Iterator[_Found]:
     """Every folder below `given` that holds a checkpoint, or the beginning of one.
 
     Args:
         foreign: gets the refusals of other tools' folders, which may stand beside.
+        unreadable: gets the folders that this user may not look into (``lost+found``).
     """
-    waiting = [given]
+    try:
+        waiting = sorted(_folders(given))
+    except OSError as error:
+        raise NotACheckpointError(f"{given}: cannot be listed: {error.strerror}") from None
     seen = 0
     while waiting:
         folder = waiting.pop(0)
@@ -117,29 +131,34 @@ def _search(given: Path, foreign: list[NotACheckpointError]) -> Iterator[_Found]
                 f"{given}: holds more than {_MAX_FOLDERS:,} folders",
                 "Point --load-dir at one step.",
             )
-        below = sorted(_folders(folder))
-        if folder != given:
-            try:
-                refuse_foreign(folder)
-            except NotACheckpointError as refusal:
-                foreign.append(refusal)
-                continue
-            complete = bool(describing_files(folder))
-            if complete or _is_cut_off(folder):
-                yield _Found(folder, _step(folder.relative_to(given.parent)), complete)
-                continue
-        if len(folder.relative_to(given).parts) < _MAX_DEPTH:
-            waiting += below
+        try:
+            place, below = _look_into(folder, given)
+        except NotACheckpointError as refusal:
+            foreign.append(refusal)
+        except OSError:
+            unreadable.append(folder)
+        else:
+            if place is not None:
+                yield place
+            elif len(folder.relative_to(given).parts) < _MAX_DEPTH:
+                waiting += below
+
+
+def _look_into(folder: Path, given: Path) -> tuple[_Found | None, list[Path]]:
+    """The checkpoint in a folder, and where there is none, the folders to look into next."""
+    below = sorted(_folders(folder))
+    refuse_foreign(folder)
+    complete = bool(describing_files(folder))
+    if complete or _is_cut_off(folder):
+        return _Found(folder, _step(folder.relative_to(given.parent)), complete), []
+    return None, below
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not _NOT_MODEL.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                    yield Path(entry.path)
-    except OSError as error:
-        raise NotACheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _NOT_MODEL.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)
 
 
 def _is_cut_off(folder: Path) -> bool:
@@ -186,11 +205,19 @@ def _notes(given: Path, chosen: _Found, found: list[_Found]) -> Iterator[str]:
             yield f"passed by {place.folder.relative_to(given)}: its save was interrupted"
 
 
+def _names(given: Path, folders: list[Path]) -> list[str]:
+    """The first few of these folders, as the user sees them from `given`."""
+    return [str(folder.relative_to(given)) for folder in folders[:_MOST_LISTED]]
+
+
 def _nothing(
-    given: Path, found: list[_Found], foreign: list[NotACheckpointError]
+    given: Path,
+    found: list[_Found],
+    foreign: list[NotACheckpointError],
+    unreadable: list[Path],
 ) -> NotACheckpointError:
     if found:
-        names = ", ".join(str(place.folder.relative_to(given)) for place in found[:_MOST_LISTED])
+        names = ", ".join(_names(given, [place.folder for place in found]))
         return NotACheckpointError(
             f"{given}: no complete checkpoint; the save of each of these was interrupted: {names}",
             "Their .metadata is missing (it is written last, and is a hidden file).",
@@ -199,14 +226,16 @@ def _nothing(
         return foreign[0]
     if not given.exists():
         return NotACheckpointError(f"{given}: no such folder", "Check --load-dir.")
+    unknown = ", ".join(_names(given, unreadable))
     return NotACheckpointError(
-        f"{given}: not a distributed checkpoint: there is no .metadata file in it or below it",
+        f"{given}: not a distributed checkpoint: there is no .metadata file in it or below it"
+        + f" ({unknown} cannot be listed)" * bool(unknown),
         "Point --load-dir at the folder that holds .metadata and the .distcp files.",
     )
 
 
 def _in_doubt(given: Path, places: list[_Found]) -> UsageError:
-    names = [str(place.folder.relative_to(given)) for place in places[:_MOST_LISTED]]
+    names = _names(given, [place.folder for place in places])
     more = len(places) - len(names)
     return UsageError(
         f"{given}: holds several checkpoints: {', '.join(names)}"

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hubmerge.checkpoint.description import GLOBAL_FILE, describing_files, refuse_lost
 from hubmerge.checkpoint.files import open_inside, read_inside
 from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.unpickle import Inert, fields, load, new_dict, pairs, same_tuple
@@ -28,8 +28,6 @@ from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputErr
 from hubmerge.gc_pause import gc_paused
 from hubmerge.safetensors_header import HeaderTensor, read_header
 
-GLOBAL_FILE = ".metadata"
-_RANK_FILE = re.compile(r"__(\d+)\.metadata")
 _SHARDING_INFO = "DCP_SHARDING_INFO"
 
 # The largest known (a 671B model over 256 ranks) has about 150 MB.
@@ -113,39 +111,19 @@ def _dtype_name(module: str, name: str) -> str | None:
     return name if known else None
 
 
-def describing_files(folder: Path) -> list[Path]:
-    """The files of `folder` that describe a checkpoint, in the order to read them; or none.
-
-    A pipe among them is one too, for `open_inside` to refuse.
-    """
-    if _is_there(folder / GLOBAL_FILE):
-        return [folder / GLOBAL_FILE]
-    ranked = [
-        (int(match[1]), path)
-        for path in folder.glob("__*.metadata")
-        if (match := _RANK_FILE.fullmatch(path.name)) and _is_there(path)
-    ]
-    if ranked:
-        return [path for _, path in sorted(ranked)]
-    return sorted(folder.glob("shard-*.safetensors"))
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() and not path.is_dir()
-
-
 @gc_paused()
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read what `folder` says it holds; no data file is opened but for safetensors headers.
 
     Raises:
         NotACheckpointError: nothing there describes a checkpoint, or the save was interrupted.
-        CheckpointError: the description is damaged or contradicts itself.
+        CheckpointError: the description is damaged, contradicts itself, or a part of it is lost.
         UnsafeInputError: it names something to execute, or a path outside the folder.
     """
     paths = describing_files(folder)
     if not paths:
         raise _not_a_checkpoint(folder)
+    refuse_lost(folder, paths)
     digest = hashlib.sha256()
     merged = _Merged()
     real_folder = folder.resolve()

@@ -1,0 +1,100 @@
+"""The files that describe a checkpoint, and what their names tell of one that was lost.
+
+Each rank may have described its own part. Of a lost file in the middle, the numbers of the others
+tell. Without the last one, tensors that all ranks share have a gap (`hubmerge.checkpoint.tiling`),
+but safetensors shards do not say how large a tensor is: there is no more than a note then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hubmerge.errors import CheckpointError
+
+GLOBAL_FILE = ".metadata"
+_RANK_FILE = re.compile(r"__(\d+)\.metadata")
+_DATA_FILE = re.compile(r"__(\d+)_\d+\.distcp")
+
+# The rank, which torch counts from 1 here, and which of how many files it is.
+_SHARD = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
+_MOST_LISTED = 5
+
+
+def describing_files(folder: Path) -> list[Path]:
+    """The files of `folder` that describe a checkpoint, in the order to read them; or none.
+
+    A pipe among them is one too, for `open_inside` to refuse.
+    """
+    if _is_there(folder / GLOBAL_FILE):
+        return [folder / GLOBAL_FILE]
+    ranked = [
+        (int(match[1]), path)
+        for path in folder.glob("__*.metadata")
+        if (match := _RANK_FILE.fullmatch(path.name)) and _is_there(path)
+    ]
+    if ranked:
+        return [path for _, path in sorted(ranked)]
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and not path.is_dir()
+
+
+def refuse_lost(folder: Path, paths: list[Path]) -> None:
+    """Raises CheckpointError where the names of the `describing_files` tell of one that is lost."""
+    ranks = {int(match[1]) for path in paths if (match := _RANK_FILE.fullmatch(path.name))}
+    if ranks:
+        data_ranks = {int(m[1]) for p in folder.iterdir() if (m := _DATA_FILE.fullmatch(p.name))}
+        _refuse_gap(ranks, 0, max(ranks | data_ranks), "__{}.metadata")
+    shards = list(_shards(paths))
+    if shards:
+        ranks = {rank for rank, _, _ in shards}
+        parts = {part for _, part, _ in shards}
+        count = max(count for _, _, count in shards)
+        _refuse_gap(ranks, min(1, *ranks), max(ranks), "shard-{:05d}-model-*.safetensors")
+        _refuse_gap(parts, 1, count, f"shard-*-model-{{:05d}}-of-{count:05d}.safetensors")
+
+
+def _shards(paths: list[Path]) -> Iterator[tuple[int, int, int]]:
+    """Of each shard: the rank, the number of the part, and how many parts there are."""
+    for path in paths:
+        match = _SHARD.fullmatch(path.name)
+        if match:
+            yield int(match[1]), int(match[2]), int(match[3])
+
+
+def _refuse_gap(numbers: set[int], first: int, last: int, name: str) -> None:
+    number = first
+    while number in numbers:
+        number += 1
+    if number <= last:
+        raise CheckpointError(
+            f"{name.format(number)} is missing: the model would not be complete",
+            "Copy the checkpoint again from where it was written, or use an earlier step.",
+        )
+
+
+def doubts(paths: list[Path]) -> Iterator[str]:
+    """What the names of the `describing_files` cannot prove, one sentence each."""
+    shards = set(_shards(paths))
+    if not shards:
+        return
+    ranks = {rank for rank, _, _ in shards}
+    yield (
+        f"found the shards of {len(ranks)} rank{'s' * (len(ranks) > 1)}; no file says how many "
+        "there were, and only a config (--model-assets-dir) can tell that the last is missing"
+    )
+    # No error: a rank of a pipeline has nothing for some parts.
+    parts = {part: count for _, part, count in shards}
+    absent = [
+        f"shard-{rank:05d}-model-{part:05d}-of-{count:05d}.safetensors"
+        for rank in sorted(ranks)
+        for part, count in sorted(parts.items())
+        if (rank, part, count) not in shards
+    ]
+    if absent:
+        listed = ", ".join(absent[:_MOST_LISTED]) + ", …" * (len(absent) > _MOST_LISTED)
+        yield f"not there, and so either empty or lost: {listed}"
