@@ -6,27 +6,31 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubmerge.assets import CONFIG, Assets
+from hubmerge.assets import CONFIG, MAX_JSON_BYTES, Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
+from hubmerge.checkpoint.records import DataFiles
 from hubmerge.convert import ConvertResult, convert_plan
-from hubmerge.errors import UsageError, only_our_errors
+from hubmerge.errors import CheckpointError, HubmergeError, UsageError, only_our_errors
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC
-from hubmerge.plan import DEFAULT_SHARD_SIZE, INDEX_NAME, Plan
+from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, INDEX_NAME, Plan
 from hubmerge.plan_options import (
     PlanOptions,
+    check_options,
     recalled_content_ids,
     recalled_options,
     record_options,
 )
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
-from hubmerge.publish.card import CARD, CardOptions, small_files
+from hubmerge.publish.card import CARD, CardOptions, repository_named_in, small_files
 from hubmerge.publish.hub import Hub
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
-from hubmerge.publish.staging import newest_record
+from hubmerge.publish.staging import content_ids, newest_record
+from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.ranks import ALONE, Ranks
+from hubmerge.report import Preview
 from hubmerge.verify import VerifyResult, verify_folder, verify_listing
 
 if TYPE_CHECKING:
@@ -50,22 +54,42 @@ def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, As
 
     No tensor is read but those that the config ties, and they only to be compared.
     """
+    check_options(options)
     return prepare(
         Path(load_dir),
         _assets_dir(options),
         options.get("naming", AUTOMATIC),
-        dtype=options.get("dtype", "bfloat16"),
+        dtype=options.get("dtype", DEFAULT_DTYPE),
         shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
     )
 
 
 @only_our_errors()
 def preview(
-    load_dir: str | Path, repo_id: str | None = None, **options: Unpack[PlanOptions]
-) -> tuple[Plan, Assets, dict[str, bytes]]:
-    """`plan`, and the content of each file beside the weights, by name."""
+    load_dir: str | Path,
+    repo_id: str | None = None,
+    *,
+    no_push: bool = True,
+    max_disk: int | None = None,
+    ranks: Ranks = ALONE,
+    **options: Unpack[PlanOptions],
+) -> Preview:
+    """`plan`, and what a run with it would write and need; a warning where it would fail."""
     planned, assets = plan(load_dir, **options)
-    return planned, assets, small_files(planned, assets, _card_options(options), repo_id)
+    warnings = [*planned.warnings, *assets.warnings]
+    try:
+        files = DataFiles(planned.checkpoint.folder)
+        files.check_sizes(planned.data_files, planned.key_beyond)
+    except HubmergeError as error:
+        warnings.append(f"the run would fail: {error}")
+    small = small_files(planned, assets, _card_options(options), repo_id)
+    sizes = {shard.filename: shard.size_bytes for shard in planned.shards}
+    sizes |= {name: len(content) for name, content in small.items()}
+    peak_disk_bytes = sum(sizes.values())
+    if not no_push:
+        staged = ranks.local_count * staging_cap(planned, max_disk, ranks)
+        peak_disk_bytes = min(staged, peak_disk_bytes)
+    return Preview(planned, sizes, tuple(warnings), peak_disk_bytes)
 
 
 @only_our_errors()
@@ -162,7 +186,7 @@ def push(
         max_disk=max_disk,
         clean=clean,
         card=_card_options(options),
-        recorded=record_options(options),
+        recorded=record_options(options, planned),
     )
     return push_plan(planned, assets, push_options, progress, ranks)
 
@@ -187,7 +211,8 @@ def verify(
         load_dir: as in `convert`.
         save_dir: the folder, made with these `options`.
         repo_id, revision: the repository. Its newest commit by hubmerge says with which options it
-            was made; those given here come first.
+            was made, and what index, config, card and the like were; options given here come
+            first, and so do the files of an assets folder that is given here.
 
     Raises:
         UsageError: neither or both of `save_dir` and `repo_id`, or no record of a push.
@@ -197,20 +222,36 @@ def verify(
         raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
     if save_dir is not None:
         planned, assets = plan(load_dir, **options)
-        small = small_files(planned, assets, _card_options(options), None)
+        # The card names the repository that the folder was made for.
+        named = repository_named_in(Path(save_dir) / CARD)
+        small = small_files(planned, assets, _card_options(options), named)
         return verify_folder(planned, small, Path(save_dir), progress)
-    hub = Hub(str(repo_id), token)
-    record = newest_record(hub, revision)
-    listing = hub.files(revision)
+    return _verify_repository(load_dir, Hub(str(repo_id), token), revision, progress, options)
+
+
+def _verify_repository(
+    load_dir: str | Path, hub: Hub, revision: str, progress: Progress, options: PlanOptions
+) -> VerifyResult:
+    commit = hub.head(revision)  # a branch may move meanwhile
+    if commit is None:
+        raise UsageError(f"{hub.repo_id} has no revision {revision!r}", "Check --revision.")
+    record = newest_record(hub, commit)
+    listing = hub.files(commit)
     with tempfile.TemporaryDirectory() as temporary:
         for name in (CONFIG, INDEX_NAME):
             if name in listing:
-                Path(temporary, name).write_text(hub.read_text(name, revision))
-        made_with = recalled_options(record.options)
-        made_with["model_assets_dir"] = temporary
-        made_with.update(options)
-        planned, _ = plan(load_dir, **made_with)
+                if listing[name].size > MAX_JSON_BYTES:
+                    raise CheckpointError(f"{name} in {hub.repo_id} is too large to be read")
+                text = hub.read_text(name, commit)
+                Path(temporary, name).write_text(text, encoding="utf-8")
+        made_with = recalled_options(record.options, options)
+        made_with.setdefault("model_assets_dir", temporary)
+        planned, assets = plan(load_dir, **made_with)
     ids = recalled_content_ids(record.options)
+    if options.get("model_assets_dir") is not None:
+        ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}
+    if planned.index is not None:
+        ids[INDEX_NAME] = content_ids(planned.index)
     return verify_listing(planned, ids, listing, f"{hub.url}/tree/{revision}", progress)
 
 

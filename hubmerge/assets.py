@@ -62,7 +62,7 @@ _WITH_AUTO_MAP = (
 _MAX_NAME = 60
 
 # Larger is no config.
-_MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
 
 _DTYPE_ENTRY = re.compile(
     r'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float32|float16|bfloat16)(")'
@@ -150,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UsageError: it is not one.
     """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
+        if path.stat().st_size > MAX_JSON_BYTES:
             raise UsageError(f"{path.name} is too large to be a config")
         value = json.loads(path.read_bytes().decode())  # no other encoding can be loaded
     except (ValueError, RecursionError) as error:

@@ -18,10 +18,21 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 class Bars(Progress):
-    """Shows converted bytes and uploaded shards; a context manager. `quiet` shows nothing."""
+    """Shows converted bytes and uploaded shards; a context manager. `quiet` shows nothing.
 
-    def __init__(self, *, quiet: bool, uploads: bool = False) -> None:
+    Args:
+        words: what is being done to the bytes, and what has been done to them.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool,
+        uploads: bool = False,
+        words: tuple[str, str] = ("converting", "converted"),
+    ) -> None:
         self._quiet, self._uploads = quiet, uploads
+        self._doing, self._done = words
         self._is_terminal = sys.stderr.isatty()
         self._lock = threading.Lock()
         self._bars: list[tqdm[Any]] = []
@@ -34,9 +45,10 @@ class Bars(Progress):
             return
         if not self._is_terminal:
             plural = "s" * (total_shards != 1)
-            self._line(f"converting {human_bytes(total_bytes)} in {total_shards} file{plural}")
+            self._line(f"{self._doing} {human_bytes(total_bytes)} in {total_shards} file{plural}")
             return
-        self._bars = [tqdm(total=total_bytes, desc="Converted", unit="B", unit_scale=True)]
+        title = self._done.capitalize()
+        self._bars = [tqdm(total=total_bytes, desc=title, unit="B", unit_scale=True)]
         if self._uploads:
             self._bars.append(tqdm(total=total_shards, desc="Uploaded", unit=" files"))
 
@@ -48,7 +60,7 @@ class Bars(Progress):
             elif time.monotonic() - self._logged >= _LOG_EVERY_SECONDS:
                 self._logged = time.monotonic()
                 done, total = human_bytes(self._done_bytes), human_bytes(self._total_bytes)
-                self._line(f"converted {done} of {total}")
+                self._line(f"{self._done} {done} of {total}")
 
     def uploaded(self, filename: str) -> None:
         with self._lock:

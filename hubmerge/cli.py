@@ -34,6 +34,7 @@ def main() -> NoReturn:
         try:
             ranks = current_ranks()
             code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=ranks) or 0
+            sys.stdout.flush()
         except HubmergeError as error:
             ranks.fail(error)
             if os.environ.get("HF_DEBUG"):
@@ -46,11 +47,11 @@ def main() -> NoReturn:
             code = UsageError.exit_code
         except click.Abort:
             raise KeyboardInterrupt from None
-        except BrokenPipeError:
-            # Whoever read our output has gone; say nothing more, not even at exit.
+        except OSError as error:  # the library has none: it is our own output
+            if not isinstance(error, BrokenPipeError):  # whoever read it has gone: say no more
+                _say(ranks, f"the output cannot be written: {error.strerror}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        sys.stdout.flush()
+            code = HubmergeError.exit_code
         ranks.reported()
     sys.exit(code)
 
@@ -94,9 +95,16 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
     if dry_run:
         from hubmerge.report import plan_to_json, plan_to_text
 
-        preview = api.preview(options["load_dir"], options["repo_id"], **what)
+        preview = api.preview(
+            options["load_dir"],
+            options["repo_id"],
+            no_push=options["no_push"],
+            max_disk=options["max_disk"],
+            ranks=ranks,
+            **what,
+        )
         if ranks.rank == 0:
-            click.echo(plan_to_json(*preview) if as_json else plan_to_text(*preview))
+            click.echo(plan_to_json(preview) if as_json else plan_to_text(preview))
         return
     result: Any
     with Bars(quiet=quiet or ranks.rank != 0, uploads=not options["no_push"]) as bars:
@@ -139,7 +147,7 @@ def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: 
     from hubmerge.cli_options import given_options
 
     what = given_options(context)
-    with Bars(quiet=quiet) as bars:
+    with Bars(quiet=quiet, words=("checking", "checked")) as bars:
         result = api.verify(
             options["load_dir"],
             save_dir=options["save_dir"],

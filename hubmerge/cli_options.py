@@ -60,9 +60,15 @@ _WHERE = (
     click.option("--token", help="A token; by default the stored login or HF_TOKEN."),
     click.option("--staging-dir", type=_PATH, help="Where shards stand until they are uploaded."),
     click.option(
-        "--max-disk", type=Size(), help="Bytes staged at a time at most.  [default: two shards]"
+        "--max-disk",
+        type=Size(),
+        help="Bytes staged on this machine at a time.  [default: two shards for each process]",
     ),
-    click.option("--clean", is_flag=True, help="Remove staging branches that other runs left."),
+    click.option(
+        "--clean",
+        is_flag=True,
+        help="Remove staging branches of other runs, also of runs that are still working.",
+    ),
 )
 _LOCAL = (
     click.option(
@@ -124,7 +130,8 @@ _NAMES = (
     click.option(
         "--adapter-config-path",
         type=_PATH,
-        help="The adapter_config.json of a LoRA run.  [default: beside the checkpoint]",
+        help="The adapter_config.json of a LoRA run.  [default: in the assets, or beside the "
+        "checkpoint]",
     ),
     click.option(
         "--like-base-shards", is_flag=True, help="Each tensor in the file it has in the base model."
@@ -139,7 +146,7 @@ _NAMES = (
     click.option(
         "--trust-remote-code",
         is_flag=True,
-        help="Run the model's own code from the assets folder for that check.",
+        help="Run the model's own code from the assets folder, to learn its names.",
     ),
 )
 
@@ -186,9 +193,8 @@ def given_options(context: click.Context) -> dict[str, Any]:
         return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
     what = {name: context.params[name] for name in _names(_WHAT) if is_given(name)}
-    if any(map(is_given, _names(_NAMES))):
-        what["naming"] = NamingOptions(**{name: context.params[name] for name in _names(_NAMES)})
-    return what
+    naming = {name: context.params[name] for name in _names(_NAMES)}
+    return what | {"naming": NamingOptions(**naming)}
 
 
 def _names(options: tuple[Callable[..., Any], ...]) -> list[str]:

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hubmerge
+from hubmerge.errors import only_our_errors
 
 _STEPS = 20
 
 
+@only_our_errors()
 def run_demo(folder: Path | None, say: Callable[[str], None]) -> None:
     """Run the demo in `folder`, or in a temporary one; `say` is told each step.
 

@@ -21,6 +21,7 @@ from hubmerge.names.model import Box, Dropped, Naming, Weight
 from hubmerge.safetensors_header import MAX_HEADER_BYTES, build_header, file_order
 
 DEFAULT_SHARD_SIZE = 2_000_000_000
+DEFAULT_DTYPE = "bfloat16"
 DTYPES = ("bfloat16", "float16", "float32", "auto")
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
-from hubmerge.errors import CheckpointError
-from hubmerge.names.options import AUTOMATIC, NamingOptions
-from hubmerge.plan import DEFAULT_SHARD_SIZE
+from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any
+from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+
+T = TypeVar("T")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -39,50 +41,117 @@ class PlanOptions(TypedDict, total=False):
     card: str | Path | None
 
 
-def record_options(options: PlanOptions) -> dict[str, Any]:
-    """The options in a form for JSON."""
-    naming = replace(options.get("naming", AUTOMATIC), adapter_config_path=None)
+def check_options(options: PlanOptions) -> None:
+    """Raises UsageError where a caller gave what is no option, or a value of another type."""
+    for name in options:
+        if name not in PlanOptions.__annotations__:
+            raise UsageError(
+                f"unknown option {name!r}",
+                f"Known are: {', '.join(PlanOptions.__annotations__)}; what concerns names goes "
+                "into naming=NamingOptions(...).",
+            )
+    shard_size = options.get("shard_size", DEFAULT_SHARD_SIZE)
+    if type(shard_size) is not int:
+        raise UsageError(f"the shard size must be a number of bytes, not {shard_size!r}")
+
+
+def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
+    """The options that `plan` was made with, in a form for JSON."""
+    naming = replace(
+        options.get("naming", AUTOMATIC),
+        adapter_config_path=None,
+        float32=tuple(_kept_float32(plan, options)),
+    )
     base = naming.base_model
     if base is not None and (Path(base).exists() or not _HUB_ID.fullmatch(base)):
         naming = replace(naming, base_model=None)
     defaults = asdict(AUTOMATIC)
     return {
-        "dtype": options.get("dtype", "bfloat16"),
+        "dtype": options.get("dtype", DEFAULT_DTYPE),
         "shard_size": options.get("shard_size", DEFAULT_SHARD_SIZE),
         "naming": {k: v for k, v in asdict(naming).items() if v != defaults[k]},
     }
 
 
-def recalled_options(recorded: dict[str, Any]) -> PlanOptions:
-    """The options of a record; the loader's check is left out, since it changes no byte.
+def _kept_float32(plan: Plan, options: PlanOptions) -> list[str]:
+    """Names that are float32 for another reason than the options; the config tells some again."""
+    dtype = options.get("dtype", DEFAULT_DTYPE)
+    kept_as_stored = options.get("naming", AUTOMATIC).keep_dtype
+    return [
+        tensor.name
+        for shard in plan.shards
+        for tensor in shard.tensors
+        if tensor.source_dtype.kind == "float"
+        and tensor.dtype.name == "float32"
+        and dtype != "float32"
+        and (dtype != "auto" or tensor.is_cast)
+        and not matches_any(kept_as_stored, tensor.name)
+    ]
+
+
+def recalled_options(recorded: dict[str, Any], given: PlanOptions) -> PlanOptions:
+    """The options of a record, and over them those that a user gives now.
+
+    Whoever may write to the repository can write a record: code is run only for who asks for it
+    here. The loader's check is left out, since it changes no byte.
 
     Raises:
-        CheckpointError: the record is damaged; whoever may write to the repository can do that.
+        CheckpointError: the record is damaged.
     """
     try:
-        naming: dict[str, Any] = {
-            str(name): tuple(map(str, value)) if isinstance(value, list) else value
-            for name, value in dict(recorded["naming"]).items()
+        naming = _recalled_naming(recorded["naming"]) | {
+            name: value
+            for name, value in asdict(given.get("naming", AUTOMATIC)).items()
+            if value != getattr(AUTOMATIC, name)
         }
-        # Code is run only for who asks for it here, whatever a record says.
-        naming |= {"check_model": False, "trust_remote_code": False}
-        return {
-            "dtype": str(recorded["dtype"]),
-            "shard_size": int(recorded["shard_size"]),
-            "naming": NamingOptions(**naming),
+        made_with: PlanOptions = {
+            "dtype": _text(recorded["dtype"]),
+            "shard_size": _of_type(int, recorded["shard_size"]),
         }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the record of the push in the commit is damaged: {error!r}",
-            "Give the options that it was made with.",
-        ) from None
+        return {**made_with, **given, "naming": NamingOptions(**naming)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(error) from None
 
 
-def recalled_content_ids(recorded: dict[str, Any]) -> dict[str, list[str]]:
+def _recalled_naming(recorded: Any) -> dict[str, Any]:
+    """The recorded fields, each of the type that it has."""
+    naming: dict[str, Any] = {}
+    for name, value in dict(recorded).items():
+        default = getattr(AUTOMATIC, name)
+        naming[name] = (
+            tuple(map(_text, _of_type(list, value)))
+            if isinstance(default, tuple)
+            else _of_type(bool if isinstance(default, bool) else str, value)
+        )
+    if not _HUB_ID.fullmatch(naming.get("base_model", "a/b")):
+        raise ValueError("base_model")
+    for never_recorded in ("trust_remote_code", "adapter_config_path"):
+        naming.pop(never_recorded, None)
+    return naming | {"check_model": False}
+
+
+def _of_type(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}"[:100])
+    return value
+
+
+def _text(value: Any) -> str:
+    return _of_type(str, value)
+
+
+def recalled_content_ids(recorded: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """sha256 and git blob id of each small file that was pushed; errors as of the options."""
     try:
-        return {str(k): [str(v) for v in ids] for k, ids in dict(recorded["files"]).items()}
+        return {
+            _text(name): tuple(map(_text, ids)) for name, ids in dict(recorded["files"]).items()
+        }
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the record of the push in the commit is damaged: {error!r}"
-        ) from None
+        raise _damaged(error) from None
+
+
+def _damaged(error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the record of the push in the commit is damaged: {error!r}",
+        "Download the files and verify them with --save-dir, and the options of the push.",
+    )

@@ -7,13 +7,13 @@ transformers is only asked where there is a config, and only then imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from hubmerge.assets import CONFIG, Assets, collect_assets
-from hubmerge.checkpoint.locate import Located, locate
+from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
 from hubmerge.checkpoint.records import DataFiles
@@ -71,7 +71,8 @@ def prepare(
         allow_overflow=options.allow_overflow,
     )
     if plan.is_adapter:
-        return plan, _adapter_assets(plan, located, assets_dir, options)
+        beside = _beside(located.folder.absolute(), load_dir.absolute())
+        return plan, _adapter_assets(plan, beside, assets_dir, options)
     assets = collect_assets(assets_dir, plan.main_dtype)
     if options.check_model:
         _check(plan, naming, known.truth)
@@ -145,12 +146,12 @@ def _check(plan: Plan, naming: Naming, truth: Truth) -> None:
 
 
 def _adapter_assets(
-    plan: Plan, located: Located, assets_dir: Path | None, options: NamingOptions
+    plan: Plan, beside: Iterable[Path], assets_dir: Path | None, options: NamingOptions
 ) -> Assets:
-    """The tokenizer where there is one, and PEFT's config."""
+    """The tokenizer where there is one, and PEFT's config, which may lie beside the checkpoint."""
     files = collect_assets(assets_dir, plan.main_dtype).files if assets_dir is not None else ()
     kept = [asset for asset in files if asset.name not in _NOT_FOR_ADAPTERS]
-    folders = [*_beside(located.folder), *([assets_dir] if assets_dir is not None else [])]
+    folders = [*([assets_dir] if assets_dir is not None else []), *beside]
     config = find_adapter_config(options.adapter_config_path, folders)
     if config is None:
         missing = f"no {ADAPTER_CONFIG}: PeftModel cannot load the adapter"
@@ -158,6 +159,10 @@ def _adapter_assets(
     return Assets((*kept, config), None, ())
 
 
-def _beside(folder: Path) -> Iterator[Path]:
-    """The checkpoint's folder, and the step and the run that it is in."""
-    yield from (folder, *folder.absolute().parents[:3])
+def _beside(folder: Path, given: Path) -> Iterator[Path]:
+    """The checkpoint's folder, the one it is in, and any above up to the one that was given."""
+    yield folder
+    for parent in folder.parents:
+        if parent != folder.parent and not parent.is_relative_to(given):
+            return
+        yield parent

@@ -13,6 +13,7 @@ import os
 import pickle
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 _FAILED, _REPORTED = "failed", "reported"
 _LOOK_EVERY_SECONDS = 0.5
+
+# Nodes that are slow to import from a shared disk are waited for.
+_START_WITHIN = timedelta(minutes=3)
 
 # How long a failed rank stays, so that torchrun does not end rank 0 before it has said why.
 _REPORT_WITHIN_SECONDS = 15.0
@@ -77,7 +81,7 @@ class TorchrunRanks(Ranks):
             int(os.environ["MASTER_PORT"]),
             is_master=not agent_has_store and self.rank == 0,
             wait_for_workers=False,
-            timeout=timedelta(minutes=5),
+            timeout=_START_WITHIN,
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = dist.PrefixStore(  # type: ignore[attr-defined]
@@ -85,6 +89,17 @@ class TorchrunRanks(Ranks):
         )
         self._looked = 0.0
         self._gathered = 0
+        self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
+        """A process that was not started by torchrun, but by one that was, would wait for ever."""
+        keys = [f"here/{rank}" for rank in range(self.count)]
+        self._store.set(keys[self.rank], "1")
+        deadline = time.monotonic() + _START_WITHIN.total_seconds()
+        while not self._store.check(keys):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not all have started within {_START_WITHIN}")
+            time.sleep(0.05)
 
     def gather(self, value: T) -> list[T]:
         self._gathered += 1
@@ -104,15 +119,17 @@ class TorchrunRanks(Ranks):
                 raise _rebuild(json.loads(self._store.get(_FAILED)))
 
     def fail(self, error: BaseException) -> None:
-        if not self._store.check([_FAILED]):
-            self._store.set(_FAILED, json.dumps(_describe(error)))
-        deadline = time.monotonic() + _REPORT_WITHIN_SECONDS
-        while self.rank and not self._store.check([_REPORTED]) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(RuntimeError):  # the store may have gone, with whoever kept it
+            if not self._store.check([_FAILED]):
+                self._store.set(_FAILED, json.dumps(_describe(error)))
+            deadline = time.monotonic() + _REPORT_WITHIN_SECONDS
+            while self.rank and not self._store.check([_REPORTED]) and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     def reported(self) -> None:
         if self.rank == 0:
-            self._store.set(_REPORTED, "1")
+            with suppress(RuntimeError):
+                self._store.set(_REPORTED, "1")
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

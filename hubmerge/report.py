@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hubmerge.assets import Assets
 from hubmerge.inspection import Inspection
 from hubmerge.plan import Plan, PlannedTensor
 from hubmerge.shard_writer import BUFFER_BYTES
 
 # Lines of one kind that a person is shown; --json has them all.
 _MOST_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        sizes: of each file that would be written, in bytes, by its name.
+        peak_disk_bytes: the most that would stand on this machine's disk at a time.
+    """
+
+    plan: Plan
+    sizes: Mapping[str, int]
+    warnings: tuple[str, ...]
+    peak_disk_bytes: int
 
 
 def human_bytes(count: float) -> str:
@@ -24,18 +39,13 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def plan_to_dict(plan: Plan, assets: Assets, small: dict[str, bytes]) -> dict[str, Any]:
-    """The plan with all sizes in bytes; `peak_*` are bounds, memory without that of torch.
-
-    Args:
-        small: all files that hold no weights.
-    """
-    sizes = {shard.filename: shard.size_bytes for shard in plan.shards}
-    sizes |= {name: len(content) for name, content in small.items()}
+def plan_to_dict(preview: Preview) -> dict[str, Any]:
+    """The plan with all sizes in bytes; `peak_*` are bounds, memory without that of torch."""
+    plan = preview.plan
     tensors = [t for shard in plan.shards for t in shard.tensors]
     return {
         "layout": plan.layout,
-        "files": [{"filename": name, "size": size} for name, size in sizes.items()],
+        "files": [{"filename": name, "size": size} for name, size in preview.sizes.items()],
         "total_size": plan.total_size,
         "total_parameters": plan.total_parameters,
         "renamed": [{"key": t.key, "name": t.name} for t in tensors if t.key != t.name],
@@ -45,20 +55,20 @@ def plan_to_dict(plan: Plan, assets: Assets, small: dict[str, bytes]) -> dict[st
             if t.is_cast
         ],
         "dropped": [dropped._asdict() for dropped in plan.dropped],
-        "warnings": [*plan.warnings, *assets.warnings],
+        "warnings": list(preview.warnings),
         "peak_memory_bytes": BUFFER_BYTES,
-        "peak_disk_bytes": sum(sizes.values()),
+        "peak_disk_bytes": preview.peak_disk_bytes,
     }
 
 
-def plan_to_json(plan: Plan, assets: Assets, small: dict[str, bytes]) -> str:
+def plan_to_json(preview: Preview) -> str:
     """The plan as one JSON object, whole."""
-    return json.dumps(plan_to_dict(plan, assets, small))
+    return json.dumps(plan_to_dict(preview))
 
 
-def plan_to_text(plan: Plan, assets: Assets, small: dict[str, bytes]) -> str:
+def plan_to_text(preview: Preview) -> str:
     """The plan for a person; long lists are cut."""
-    view = plan_to_dict(plan, assets, small)
+    plan, view = preview.plan, plan_to_dict(preview)
     tensors: list[PlannedTensor] = [t for shard in plan.shards for t in shard.tensors]
     lines = [
         f"{len(tensors):,} tensors, {plan.total_parameters:,} parameters, "

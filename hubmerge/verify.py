@@ -86,7 +86,7 @@ def verify_folder(
 
 def verify_listing(
     plan: Plan,
-    content_ids: dict[str, list[str]],
+    content_ids: dict[str, tuple[str, ...]],
     listing: dict[str, RemoteFile],
     place: str,
     progress: Progress,

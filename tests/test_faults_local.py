@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +24,7 @@ import pytest
 import torch
 
 import hubmerge
-from hubmerge import api, errors, output_folder
+from hubmerge import api, errors, output_folder, ranks
 from tests.checkpoints.cases_plain import save_alone
 from tests.faults.calls import READS, WRITES, at_each, dying, failing, in_child
 from tests.faults.foreign import FOREIGN
@@ -416,11 +417,13 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
         os._exit(0)
     try:
         assert os.read(read, 1) == b"x"
-        before = content(out)
+        # The first may still write what it has converted.
+        (partial,) = out.glob("*.partial")
+        before = content(out) | {partial.name: b""}
         for overwrite in (False, True):
             with pytest.raises(errors.UsageError, match="another run"):
                 convert(out, overwrite=overwrite)
-        assert content(out) == before
+        assert content(out) | {partial.name: b""} == before
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -654,6 +657,23 @@ def test_a_signal_ends_it_soon_and_the_same_command_resumes(
     assert_rerun_completes(out)
 
 
+def test_a_process_that_torchrun_did_not_start_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Started on one rank of a training job, it has that job's variables, and nobody to meet."""
+    monkeypatch.setattr("hubmerge.ranks._START_WITHIN", timedelta(seconds=1))
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {
+        "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(errors.UsageError, match="not all have started") as refusal:
+        ranks.current_ranks()
+    assert "unset WORLD_SIZE" in refusal.value.hint
+
+
 @pytest.mark.parametrize("port", ["abc", "70000", None])
 def test_another_launchers_variables_are_refused(port: str | None, tmp_path: Path) -> None:
     """WORLD_SIZE without a store to meet at: said in words, and nothing is written."""
@@ -713,6 +733,40 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_output_that_cannot_be_written_is_no_traceback(debug: str) -> None:
+    """A full disk behind `> file` is said in words, exit 1."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command("inspect", "--load-dir", source()), stdout=full, check=False,
+                              stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+                              env=os.environ | {"HF_DEBUG": debug})  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+
+
+def test_a_dry_run_says_that_a_data_file_is_short(tmp_path: Path) -> None:
+    """The plan can be made without the data; that a run would fail with them is said."""
+    folder = damaged(tmp_path)
+    os.truncate(folder / DATA_FILE, 10)
+    done = run(*push(folder, tmp_path / "out", "--dry-run", "--json"))
+    assert done.returncode == 0, done.stderr
+    (warning,) = [w for w in json.loads(done.stdout)["warnings"] if "would fail" in w]
+    assert DATA_FILE in warning
+
+
+def test_a_dry_run_of_a_push_needs_the_disk_of_its_staging_folder() -> None:
+    """Two shards, or --max-disk; all of it where all is written to a folder."""
+    arguments = [*push(source(), scratch() / "none"), "--dry-run", "--json"]
+    whole = json.loads(run(*arguments).stdout)["peak_disk_bytes"]
+    to_hub = ["push", "--load-dir", source(), "--shard-size", str(SHARD_SIZE), "--repo-id", "a/b",
+              "--dry-run", "--json"]  # fmt: skip
+    largest = len(wanted()["model-00001-of-00003.safetensors"])
+    assert whole > 3 * largest
+    assert json.loads(run(*to_hub).stdout)["peak_disk_bytes"] == 2 * largest
+    capped = run(*to_hub, "--max-disk", str(largest + 10))
+    assert json.loads(capped.stdout)["peak_disk_bytes"] == largest + 10
 
 
 def test_help_documents_every_exit_code() -> None:

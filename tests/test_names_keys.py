@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import hubmerge
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
@@ -157,6 +161,55 @@ def test_an_optimizer_alone_is_refused() -> None:
     """accelerate's `optimizer_0` is a checkpoint, but not of a model."""
     with pytest.raises(NoModelWeightsError, match=r"optimizer \(1\)"):
         name_weights(checkpoint_of(OPTIMIZER))
+
+
+def test_what_has_no_dict_and_no_dot_is_a_weight_if_it_is_a_number() -> None:
+    """`logit_scale` of a bare CLIP, `cls_token` of a bare ViT; a counter is none."""
+    paths = [("logit_scale",), ("cls_token",), ("blocks.0.weight",)]
+    assert names_of(name_weights(checkpoint_of(*paths))) == {p[0] for p in paths}
+    counter = StoredTensor("seen", "int64", (), (), ("seen",))
+    checkpoint = checkpoint_of(*paths)
+    checkpoint.tensors["seen"] = counter
+    naming = name_weights(checkpoint)
+    assert [dropped.key for dropped in naming.dropped] == ["seen"]
+
+
+def test_several_dicts_are_said_to_be_several() -> None:
+    """An actor and a critic are not taken for one model in silence."""
+    naming = name_weights(checkpoint_of(*under("actor"), *under("critic")))
+    assert any("actor, critic" in w and "--model-key" in w for w in naming.warnings)
+    chosen = name_weights(
+        checkpoint_of(*under("actor"), *under("critic")), NamingOptions(model_key="actor")
+    )
+    assert names_of(chosen) == set(LLAMA)
+    assert not any("critic" in warning for warning in chosen.warnings)
+
+
+def test_no_weights_names_the_keys_and_the_flag() -> None:
+    """What there is, objects too, and how to choose it."""
+    checkpoint = replace(checkpoint_of(("ema", "a.weight")), objects=("lr_scheduler.x",))
+    with pytest.raises(NoModelWeightsError, match=r"ema \(1\), lr_scheduler \(1\)") as refusal:
+        name_weights(checkpoint)
+    assert "--model-key ema" in refusal.value.hint
+
+
+def test_the_hubs_own_names_stay(tmp_path: Path) -> None:
+    """HuggingFaceStorageWriter is given the Hub's names: a tied model's have no head to show it."""
+    state = {name: torch.ones(2, 2) for name in LLAMA if not name.startswith("lm_head")}
+    writer = HuggingFaceStorageWriter(str(tmp_path / "c"), save_distributed=True)
+    dcp.save(dict(state), storage_writer=writer, no_dist=True)
+    planned, _ = hubmerge.plan(tmp_path / "c")
+    assert {t.name for s in planned.shards for t in s.tensors} == state.keys()
+
+
+def test_a_config_makes_nothing_but_a_model(tmp_path: Path) -> None:
+    """`architectures` may come from a repository: no other thing of transformers is called."""
+    checkpoint = save(tmp_path / "c", {"model": {"a.weight": torch.ones(2)}})
+    (tmp_path / "assets").mkdir()
+    config = {"model_type": "llama", "architectures": ["pipeline"]}
+    (tmp_path / "assets" / "config.json").write_text(json.dumps(config))
+    planned, _ = hubmerge.plan(checkpoint, model_assets_dir=tmp_path / "assets")
+    assert any("has no class pipeline" in warning for warning in planned.warnings)
 
 
 def test_two_models_with_the_same_names_are_refused() -> None:

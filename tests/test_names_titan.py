@@ -118,6 +118,19 @@ def test_without_a_config_it_is_refused(tmp_path: Path) -> None:
     assert "torchtitan" in hubmerge.inspect(checkpoint).layout
 
 
+def test_a_renaming_comes_before_the_table(tmp_path: Path) -> None:
+    """--rename brings names that the table does not know to those that it does."""
+    model = build("llama")
+    state = {f"policy.{name}": tensor for name, tensor in titan_state(model, OLD).items()}
+    checkpoint = saved(tmp_path, state)
+    assets = save_config(tmp_path / "assets", model)
+    naming = NamingOptions(rename=(r"^policy\.=>",))
+    planned, _ = hubmerge.plan(checkpoint, model_assets_dir=assets, naming=naming)
+    model.save_pretrained(tmp_path / "own")
+    found = {t.name for shard in planned.shards for t in shard.tensors}
+    assert found == tensors_in(tmp_path / "own").keys()
+
+
 def test_a_family_without_a_table_is_refused(tmp_path: Path) -> None:
     """The known families are listed."""
     checkpoint = saved(tmp_path, titan_state(build("llama"), OLD))

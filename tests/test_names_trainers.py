@@ -207,6 +207,27 @@ def test_lora_where_there_is_none(tmp_path: Path) -> None:
         hubmerge.plan(checkpoint, naming=NamingOptions(mode="lora"))
 
 
+def test_the_adapters_config_is_not_taken_from_far_away(tmp_path: Path) -> None:
+    """The assets come first, and no folder above the one that was given is looked into."""
+    step = tmp_path / "run/checkpoint-2"
+    checkpoint = save(step / "pytorch_model_fsdp_0", {"model": pairs()})
+    (tmp_path / "assets").mkdir()
+    for folder in (tmp_path, tmp_path / "run", step, tmp_path / "assets"):
+        content = {"peft_type": "LORA", "from": folder.name}
+        (folder / "adapter_config.json").write_text(json.dumps(content))
+
+    def taken(load_dir: Path, **options: Any) -> str | None:
+        _, assets = hubmerge.plan(load_dir, **options)
+        return str(json.loads(assets.files[0].read())["from"]) if assets.files else None
+
+    assert taken(step, model_assets_dir=tmp_path / "assets") == "assets"
+    assert taken(step) == taken(checkpoint) == "checkpoint-2"
+    (step / "adapter_config.json").unlink()
+    assert taken(step) is None
+    assert taken(checkpoint) is None
+    assert taken(tmp_path / "run") == "run"
+
+
 @pytest.mark.parametrize("place", ["given", "checkpoint", "step", "assets", "nowhere", "wrong"])
 def test_where_the_adapters_config_comes_from(place: str, tmp_path: Path) -> None:
     """Given, beside the checkpoint, or among the assets; without one there is a warning."""

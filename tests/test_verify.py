@@ -7,15 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
 
 import hubmerge
+from hubmerge import NamingOptions
+from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.plan_options import PlanOptions, recalled_content_ids, recalled_options
 from tests.hub.server import Hub
 
-pytest_plugins = ["tests.hub.plugin"]
+pytest_plugins = ["tests.push.plugin"]
+
+REPO = "alice/model"
 
 SHARD_SIZE = 3000
 
@@ -149,3 +157,111 @@ def test_a_repository_without_a_record_is_refused(hub: Hub, checkpoint: Path) ->
     )
     assert result.returncode == 2
     assert "no commit by hubmerge" in result.stderr
+
+
+def push(checkpoint: Path, **options: Any) -> None:
+    """Push to `REPO` from Python."""
+    hubmerge.push(checkpoint, REPO, shard_size=SHARD_SIZE, **options)
+
+
+@pytest.fixture
+def pushed_from_a_base(api: HfApi, naps: list[float], tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint pushed with assets whose weights say which tensors are fp32."""
+    base = {"model.a.weight": torch.ones(30, 40).bfloat16(), "model.norm.weight": torch.ones(7)}
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    save_file(base, assets / "model.safetensors")
+    (assets / "generation_config.json").write_text('{"top_k": 1}')
+    state = {name: torch.randn(tensor.shape) for name, tensor in base.items()}
+    dcp.save({"model": state}, checkpoint_id=tmp_path / "run", no_dist=True)
+    push(tmp_path / "run", model_assets_dir=assets)
+    return tmp_path / "run", assets
+
+
+def test_what_the_base_model_decided_is_recorded(pushed_from_a_base: tuple[Path, Path]) -> None:
+    """Which tensors stayed fp32 is told by the commit: the assets are not needed."""
+    run, assets = pushed_from_a_base
+    assert hubmerge.verify(run, repo_id=REPO).differences == ()
+    assert hubmerge.verify(run, repo_id=REPO, model_assets_dir=assets).differences == ()
+    others = hubmerge.verify(run, repo_id=REPO, dtype="float32").differences
+    assert "model.safetensors" in {difference.file for difference in others}
+
+
+def test_given_assets_are_compared(pushed_from_a_base: tuple[Path, Path]) -> None:
+    """Where the assets are at hand, they say what the files must be, not the repository."""
+    run, assets = pushed_from_a_base
+    (assets / "generation_config.json").write_text('{"top_k": 2}')
+    (difference,) = hubmerge.verify(run, repo_id=REPO, model_assets_dir=assets).differences
+    assert difference.file == "generation_config.json"
+
+
+def test_an_option_leaves_the_recorded_others(
+    api: HfApi, naps: list[float], checkpoint: Path
+) -> None:
+    """What is given comes first; what is not, the commit says."""
+    naming = NamingOptions(keep_dtype=("layers.0",), exclude=("layers.5",))
+    push(checkpoint, naming=naming, dtype="float16")
+    given = NamingOptions(base_model="x/y")
+    assert hubmerge.verify(checkpoint, repo_id=REPO, naming=given).differences == ()
+    given = NamingOptions(keep_dtype=("layers.1",))
+    found = hubmerge.verify(checkpoint, repo_id=REPO, naming=given).differences
+    assert {d.file for d in found} > {"model-00001-of-00003.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shard_size": 1.0}, {"dtype": 5}, {"naming": {"model_key": 5}}, {"naming": {"nothing": 1}},
+        {"naming": {"include": "x"}}, {"naming": {"base_model": "/etc"}}, {"naming": 7},
+        {"files": {"README.md": 5}}, {"files": {"README.md": [5]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_forged_record_is_refused(damage: dict[str, Any], checkpoint: Path) -> None:
+    """Whoever may write to the repository can write a record; each part has its type, or none."""
+    recorded = {"dtype": "bfloat16", "shard_size": 3000, "naming": {}, "files": {}} | damage
+    with pytest.raises(CheckpointError, match="damaged"):
+        recalled_content_ids(recorded) if "files" in damage else recalled_options(recorded, {})
+
+
+def test_a_record_runs_no_code() -> None:
+    """Only who verifies can ask for the model's own code to be run."""
+    recorded = {"dtype": "auto", "shard_size": 1, "naming": {"trust_remote_code": True}}
+    assert not recalled_options(recorded, {})["naming"].trust_remote_code
+    given: PlanOptions = {"naming": NamingOptions(trust_remote_code=True)}
+    assert recalled_options(recorded, given)["naming"].trust_remote_code
+
+
+def test_an_unknown_revision_is_a_usage_error(
+    api: HfApi, naps: list[float], checkpoint: Path
+) -> None:
+    """A revision that is not there is named."""
+    push(checkpoint)
+    with pytest.raises(UsageError, match="no revision 'nowhere'"):
+        hubmerge.verify(checkpoint, repo_id=REPO, revision="nowhere")
+
+
+def test_a_tag_and_a_commit_are_revisions(api: HfApi, naps: list[float], checkpoint: Path) -> None:
+    """An older state is held against what it was made from, whatever came later."""
+    push(checkpoint, tag="v1", dtype="float16")
+    first = api.repo_info(REPO).sha
+    push(checkpoint)
+    for revision in ("v1", str(first), "main"):
+        assert hubmerge.verify(checkpoint, repo_id=REPO, revision=revision).differences == ()
+
+
+def test_a_folder_made_for_a_repository(checkpoint: Path, tmp_path: Path) -> None:
+    """The card says for which repository; nothing else is needed to make it again."""
+    hubmerge.convert(checkpoint, tmp_path / "out", repo_id="org/name", shard_size=SHARD_SIZE)
+    assert "org/name" in (tmp_path / "out" / "README.md").read_text()
+    assert verify_folder(checkpoint, tmp_path / "out").differences == ()
+
+
+def test_what_is_no_option_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """A misspelt option must not be passed by in silence, nor a size be a text."""
+    for options in ({"dtypes": "float32"}, {"save_dirs": tmp_path}, {"experts": "fused"}):
+        with pytest.raises(UsageError, match=f"unknown option '{next(iter(options))}'"):
+            hubmerge.convert(checkpoint, tmp_path / "out", **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="number of bytes"):
+        hubmerge.convert(checkpoint, tmp_path / "out", shard_size="2GB")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

@@ -114,7 +114,10 @@ def _model_class(config: Any) -> Any:
     import transformers
 
     if config.architectures:
-        return getattr(transformers, config.architectures[0], None)
+        # The config may come from a repository: nothing but a model is built because it says so.
+        named = getattr(transformers, str(config.architectures[0]), None)
+        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        return named if is_model else None
     for mapping in (
         transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,

@@ -78,4 +78,7 @@ def _is_wrapped(tensors: Iterable[StoredTensor]) -> bool:
     # No planner_data. `model.model.` is a wrapped model; a head beside `model.` is a bare one.
     if any(t.key.startswith(("model.model.", "model.lm_head.")) for t in under):
         return True
+    # torch's HuggingFaceStorageWriter is given the Hub's own names.
+    if not any(chunk.is_record for t in under for chunk in t.chunks):
+        return False
     return not any(t.key.startswith("lm_head.") for t in tensors)

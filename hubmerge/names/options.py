@@ -26,6 +26,8 @@ class NamingOptions:
         base_model: a folder, or a repository in the local cache, whose names are the truth.
         like_base_shards: give each tensor the file that it has in the base model.
         keep_dtype: regexes of names that keep the dtype they are stored in.
+        float32: names of the model that are float32 whatever the rest is cast to; a push records
+            those that the base model's files told it, so that `verify` needs no base model.
         check_model: ask transformers' own loader before anything is converted.
         trust_remote_code: run the model's own code from the assets folder for that check.
         allow_overflow: let values become infinite in float16.
@@ -41,6 +43,7 @@ class NamingOptions:
     base_model: str | None = None
     like_base_shards: bool = False
     keep_dtype: tuple[str, ...] = ()
+    float32: tuple[str, ...] = ()
     check_model: bool = True
     trust_remote_code: bool = False
     allow_overflow: bool = False

@@ -1,8 +1,8 @@
 """Tensors that keep their precision whatever the rest is cast to.
 
 Three say so: the user (`--keep-dtype`), the base model (a router's bias that it holds in fp32
-beside bf16 weights), and the architecture (transformers' ``_keep_in_fp32_modules`` and
-``…_strict``).
+beside bf16 weights; or the record of a push that saw it), and the architecture (transformers'
+``_keep_in_fp32_modules`` and ``…_strict``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Precision:
         reference: Reference | None,
     ) -> None:
         self._options, self._architecture = options, architecture
-        self._pinned: set[str] = set()
+        self._pinned = set(options.float32)
         main = reference.main_dtype() if reference else None
         if reference is not None and main is not None and main.name != _WIDE:
-            self._pinned = {n for n, dtype in reference.dtypes.items() if dtype.name == _WIDE}
+            self._pinned |= {n for n, dtype in reference.dtypes.items() if dtype.name == _WIDE}
 
     def dtype(self, name: str, name_in_memory: str, source: StoredTensor) -> str | None:
         """See `Weight.dtype`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
+from hubmerge.dtypes import BY_NAME
 from hubmerge.errors import CheckpointError, NoModelWeightsError
 from hubmerge.names import lora, titan
 from hubmerge.names.architecture import Architecture
@@ -117,6 +118,8 @@ def _choose(checkpoint: Checkpoint, options: NamingOptions) -> _Draft:
     if options.model_key is not None:
         root, why = tuple(options.model_key.split(".")), f"--model-key {options.model_key}"
     draft.why.append(why)
+    if not root:
+        _warn_of_several_dicts(draft, tensors)
     strip = ".".join((*root, ""))
     for tensor in checkpoint.tensors.values():
         reason = _not_model(tensor, root, options)
@@ -127,6 +130,16 @@ def _choose(checkpoint: Checkpoint, options: NamingOptions) -> _Draft:
     if not draft.tensors:
         raise _no_weights(checkpoint)
     return draft
+
+
+def _warn_of_several_dicts(draft: _Draft, tensors: list[StoredTensor]) -> None:
+    dicts = sorted({top_key(t) for t in tensors if t.path is not None and len(t.path) > 1})
+    dicts = [top for top in dicts if not is_not_model(top)]
+    if len(dicts) > 1:
+        draft.warnings.append(
+            f"several dicts were saved, and are taken for parts of one model: {', '.join(dicts)}; "
+            "if one of them is the model, name it with --model-key"
+        )
 
 
 def _not_model(tensor: StoredTensor, root: tuple[str, ...], options: NamingOptions) -> str:
@@ -143,9 +156,14 @@ def _not_model(tensor: StoredTensor, root: tuple[str, ...], options: NamingOptio
         reason = f"{top} state"
     elif root and not is_under(tensor, root):
         reason = f"not under '{'.'.join(root)}'"
-    elif not root and "." not in tensor.key:
+    elif not root and "." not in tensor.key and not _is_float(tensor):
         reason = "not a weight"
     return reason
+
+
+def _is_float(tensor: StoredTensor) -> bool:
+    dtype = BY_NAME.get(tensor.dtype)
+    return dtype is not None and dtype.kind == "float"
 
 
 def _name_adapter(draft: _Draft, options: NamingOptions) -> Naming:
@@ -167,10 +185,10 @@ def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
 
 
 def _name_model(draft: _Draft, options: NamingOptions, truth: Truth) -> Naming:
+    draft.rename(_renamed(draft.tensors, options), "")
     family = _rename_titan(draft, truth.config)
-    known = truth.known_names()
     if family is None:
-        _strip_prefix(draft, options, known)
+        _strip_prefix(draft, truth.known_names())
     stored = {name: Part.whole(tensor) for name, tensor in draft.tensors.items()}
     if truth.same is not None:
         draft.dropped += drop_tied(
@@ -195,21 +213,21 @@ def _name_model(draft: _Draft, options: NamingOptions, truth: Truth) -> Naming:
     return Naming(weights, draft.dropped, "; ".join(draft.why), warnings, files)
 
 
-def _strip_prefix(draft: _Draft, options: NamingOptions, known: Collection[str]) -> None:
+def _strip_prefix(draft: _Draft, known: Collection[str]) -> None:
     """Bring the names to the model's own, by what is known of them."""
-    names = _renamed(draft.tensors, options)
+    names = list(draft.tensors)
     if known:
-        rule, what, score = best_rule(list(names.values()), known)
+        rule, what, score = best_rule(names, known)
         draft.why.append(f"{what}: {score} of {len(names)} names are then the model's")
     else:
-        prefix = default_prefix(list(names.values()))
+        prefix = default_prefix(names)
 
         def rule(name: str) -> str:
             return name.removeprefix(prefix)
 
         if prefix:
             draft.why.append(f"the prefix {prefix!r} stripped")
-    draft.rename({name: rule(new) for name, new in names.items()}, "")
+    draft.rename({name: rule(name) for name in names}, "")
     if not known and not any(n.startswith(("model.", "lm_head.")) for n in draft.tensors):
         _warn_of_strange_names(draft)
 
@@ -223,10 +241,10 @@ def _warn_of_strange_names(draft: _Draft) -> None:
         )
 
 
-def _renamed(names: Collection[str], options: NamingOptions) -> dict[str, str]:
+def _renamed(names: Collection[str], options: NamingOptions) -> dict[str, str | None]:
     """Each name after the user's rules."""
     rules = [parse_rename(rule) for rule in options.rename]
-    result = {}
+    result: dict[str, str | None] = {}
     for name in names:
         new = name
         for pattern, replacement in rules:
@@ -256,9 +274,12 @@ def _rename_titan(draft: _Draft, config: Mapping[str, Any] | None) -> titan.Fami
 
 def _no_weights(checkpoint: Checkpoint) -> NoModelWeightsError:
     roots = Counter(top_key(t) for t in checkpoint.tensors.values())
+    tensors = [root for root, _ in roots.most_common()]
+    roots.update(key.partition(".")[0] for key in checkpoint.objects)
     found = ", ".join(f"{root} ({count})" for root, count in roots.most_common(10)) or "none"
+    example = f", as in --model-key {tensors[0]}" if tensors else ""
     return NoModelWeightsError(
         f"no model weights found; the top-level keys are: {found}",
-        "The model may be saved elsewhere (another folder of this step); "
-        "`hubmerge inspect` shows what this one holds.",
+        f"Name the dict that holds the model with --model-key{example}. It may also be saved "
+        "in another folder of this step; `hubmerge inspect` shows what this one holds.",
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MARK = "<!-- Written by hubmerge; remove this line to keep your own changes. -->"
 CARD = "README.md"
 
+_HEADER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZERS = frozenset(
     {
@@ -88,6 +89,16 @@ def small_files(
     return small
 
 
+def repository_named_in(path: Path) -> str | None:
+    """The repository that a card of ours tells to load; None where there is no such card."""
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, ValueError):
+        return None
+    named = re.search(r'\.from_pretrained\("([^"]+)"', text)
+    return named[1] if named and is_ours(text) and _HUB_ID.fullmatch(named[1]) else None
+
+
 def is_ours(text: str) -> bool:
     """Did hubmerge write this card, with nobody claiming it since?"""
     return MARK in text
@@ -141,8 +152,10 @@ def _fill_in(text: str, metadata: dict[str, Any]) -> str:
     """The user's card, its own metadata and every byte below it kept."""
     from huggingface_hub import ModelCard
 
+    header = _HEADER.match(text)
     try:
-        card: ModelCard = ModelCard(text)
+        # Without a header it would be said on stderr that there is none.
+        card: ModelCard = ModelCard(text if header else f"---\n{{}}\n---\n{text}")
     except (ValueError, YAMLError) as error:
         raise UsageError(
             f"the model card's metadata cannot be read: {' '.join(str(error).split())}",
@@ -153,7 +166,6 @@ def _fill_in(text: str, metadata: dict[str, Any]) -> str:
         return text
     for name, value in missing.items():
         card.data[name] = value
-    header = re.match(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", text, re.DOTALL)
     body = text[header.end() :] if header else "\n\n" + text
     return f"---\n{card.data.to_yaml()}\n---{body}"
 
@@ -242,7 +254,7 @@ def _provenance(plan: Plan) -> str:
     if step is not None:
         rows.append(("Step", f"{step:,}"))
     rows.append(("Weights", plan.main_dtype or "as stored"))
-    rows.append(("Converted by", f"hubmerge {version('hubmerge')}, torch {version('torch')}"))
+    rows.append(("Converted by", f"hubmerge {version('hubmerge')}"))
     return "\n".join(f"- {label}: {text}" for label, text in rows)
 
 
