@@ -31,7 +31,7 @@ class Conveyor:
     """
 
     def __init__(self, stages: Sequence[Stage], blocks: int, block_bytes: int) -> None:
-        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(blocks):
             self._free.put(memoryview(bytearray(block_bytes)))
         self._queues: list[SimpleQueue[_Load | None]] = [SimpleQueue() for _ in stages]
@@ -45,7 +45,6 @@ class Conveyor:
         """A block to fill; waits until one is free. Raises the error of a stage."""
         block = self._free.get()
         self._check()
-        assert block is not None
         return block
 
     def send(self, block: memoryview, size_bytes: int) -> None:
