@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hubmerge.errors import printable
 from hubmerge.progress import Progress
 from hubmerge.report import human_bytes
 
@@ -77,7 +78,7 @@ class Bars(Progress):
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
 
     def __enter__(self) -> Bars:
         return self

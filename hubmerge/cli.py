@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from hubmerge.cli_options import convert_options, json_option, load_dir_option, push_options
-from hubmerge.errors import HubmergeError, MismatchError, UsageError
+from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
 from hubmerge.ranks import ALONE, Ranks, current_ranks
 from hubmerge.signals import ended_by_signals
 
@@ -24,6 +24,7 @@ def main() -> NoReturn:
     """Run the command and exit with the code that `hubmerge.errors` documents."""
     # Blocks are cast in one thread each; idle threads of torch's pool would only cost memory.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _repair_streams()
     ranks = ALONE
 
     def say(number: int) -> None:
@@ -54,6 +55,21 @@ def main() -> NoReturn:
             code = HubmergeError.exit_code
         ranks.reported()
     sys.exit(code)
+
+
+def _repair_streams() -> None:
+    """Output that is closed is dropped; what an encoding lacks is escaped, and no error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the whole process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print(text: str) -> None:
+    """A result, on stdout; nothing in it moves the cursor, wherever it comes from."""
+    click.echo(printable(text))
 
 
 def _say(ranks: Ranks, message: str, hint: str = "") -> None:
@@ -104,7 +120,7 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
             **what,
         )
         if ranks.rank == 0:
-            click.echo(plan_to_json(preview) if as_json else plan_to_text(preview))
+            _print(plan_to_json(preview) if as_json else plan_to_text(preview))
         return
     result: Any
     with Bars(quiet=quiet or ranks.rank != 0, uploads=not options["no_push"]) as bars:
@@ -123,7 +139,7 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
         for warning in result.warnings:
             bars.warn(warning)
     if ranks.rank == 0:
-        click.echo(result.to_json() if as_json else result.to_text())
+        _print(result.to_json() if as_json else result.to_text())
 
 
 @cli.command()
@@ -157,7 +173,7 @@ def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: 
             progress=bars,
             **what,
         )
-    click.echo(result.to_json() if as_json else result.to_text())
+    _print(result.to_json() if as_json else result.to_text())
     if result.differences:
         context.exit(MismatchError.exit_code)
 
@@ -171,7 +187,7 @@ def inspect(load_dir: Path, as_json: bool) -> None:
     from hubmerge.report import inspection_to_text
 
     inspection = api.inspect(load_dir)
-    click.echo(inspection.to_json() if as_json else inspection_to_text(inspection))
+    _print(inspection.to_json() if as_json else inspection_to_text(inspection))
 
 
 @cli.command()

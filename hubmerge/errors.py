@@ -17,11 +17,13 @@
 
 The command gives 130 when it is interrupted and 143 when it is terminated.
 
-Each message says what happened and to which file or tensor; ``hint`` says what to do next.
+Each message says what happened and to which file or tensor; ``hint`` says what to do next: what
+fits the single case, or else what fits the class.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -32,11 +34,20 @@ DISK_FULL = (ENOSPC, EDQUOT, EFBIG)
 # No message needs more; a hostile file could fill the terminal.
 _MAX_MESSAGE = 4000
 
+# Wherever it stood: a library may repeat the header that it was given.
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
 
 def printable(text: str) -> str:
-    """`text` for a terminal: what would move the cursor or cannot be encoded is escaped, cut."""
-    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[:_MAX_MESSAGE])
-    return "".join(shown) + "…" * (len(text) > _MAX_MESSAGE)
+    """`text` for a terminal: what would move the cursor or cannot be encoded is escaped."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _message(text: str) -> str:
+    shown = _TOKEN.sub("hf_…", printable(text[:_MAX_MESSAGE]))
+    return shown + "…" * (len(text) > _MAX_MESSAGE)
 
 
 class HubmergeError(Exception):
@@ -44,26 +55,31 @@ class HubmergeError(Exception):
 
     Args:
         message: what happened, and to which file or tensor.
-        hint: what to do next, as one sentence; empty where there is nothing to add.
+        hint: what to do next, as one sentence; by default what fits most errors of the class.
     """
 
     exit_code = 1
+    usual_hint = (
+        "Run the same command again; if it ends so again, report it with what HF_DEBUG=1 adds."
+    )
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(printable(message))
-        self.hint = hint
+        super().__init__(_message(message))
+        self.hint = _message(hint or self.usual_hint)
 
 
 class UsageError(HubmergeError):
     """An option or a folder cannot be used as asked."""
 
     exit_code = 2
+    usual_hint = "See what the command's --help says of it."
 
 
 class CheckpointError(HubmergeError):
     """The checkpoint is bad or incomplete."""
 
     exit_code = 3
+    usual_hint = "Copy the checkpoint again from where it was written, or use an earlier step."
 
 
 class NotACheckpointError(CheckpointError):
@@ -98,9 +114,7 @@ class DamagedFileError(CheckpointError):
             message += f", while reading {key!r}"
         if expected_bytes is not None:
             message += f" (expected {expected_bytes:,} bytes, found {actual_bytes or 0:,})"
-        super().__init__(
-            message, "Copy the checkpoint again from where it was written, or use an earlier step."
-        )
+        super().__init__(message)
         self.file = file
         self.problem = problem
         self.key = key
@@ -122,36 +136,44 @@ class UnsafeInputError(HubmergeError):
     """The input asks for something that must never be done; nothing was executed."""
 
     exit_code = 4
+    usual_hint = "Do not use this checkpoint unless you know who wrote it."
 
 
 class TemporaryError(HubmergeError):
     """A passing fault outlasted the bounded retries; the same command resumes."""
 
     exit_code = 5
+    usual_hint = "Run the same command again: it resumes where this run ended."
 
 
 class AccessError(HubmergeError):
     """The token is missing, revoked, or may not do what was asked."""
 
     exit_code = 6
+    usual_hint = (
+        "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to the repository."
+    )
 
 
 class NoRoomError(HubmergeError):
     """There is not enough disk or memory."""
 
     exit_code = 7
+    usual_hint = "Free some room and run the same command again."
 
 
 class MismatchError(HubmergeError):
     """Stored bytes are not those that the checkpoint gives."""
 
     exit_code = 8
+    usual_hint = "Publish it again from the checkpoint."
 
 
 class TargetChangedError(HubmergeError):
     """The target branch was moved by somebody else since the run began."""
 
     exit_code = 9
+    usual_hint = "Look at the branch, then run the same command again to replace it."
 
 
 def from_os_error(error: OSError, what: str = "") -> HubmergeError:
@@ -159,9 +181,7 @@ def from_os_error(error: OSError, what: str = "") -> HubmergeError:
     name = what or (str(error.filename) if error.filename is not None else "a file")
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in DISK_FULL:
-        return NoRoomError(
-            f"{name}: the disk is full ({reason})", "Free some room and run the same command again."
-        )
+        return NoRoomError(f"{name}: the disk is full ({reason})")
     return HubmergeError(f"{name}: {reason}", "Check that the file can be read and written.")
 
 

@@ -769,6 +769,40 @@ def test_a_dry_run_of_a_push_needs_the_disk_of_its_staging_folder() -> None:
     assert json.loads(capped.stdout)["peak_disk_bytes"] == largest + 10
 
 
+def test_no_key_moves_the_cursor_or_breaks_the_output(tmp_path: Path) -> None:
+    """What stands in a checkpoint is escaped on a terminal, whatever the terminal can show."""
+    folder = tmp_path / "c"
+    hostile = {"\x1b]0;owned\x07\x1b[2J": torch.ones(2)}
+    save_alone(folder, {"model": {"model.a.weight": torch.ones(2)}, "optimizer": hostile})
+    for text, coding in (("inspect", "utf-8"), ("inspect", "latin-1"), ("convert", "ascii")):
+        words = push(folder, tmp_path / "out", "--overwrite") if text == "convert" else [text]
+        done = run(*words, "--load-dir", folder, PYTHONIOENCODING=coding)
+        assert (done.returncode, "\x1b" in done.stdout + done.stderr) == (0, False), done.stderr
+    assert "\\x1b]0;owned" in run("inspect", "--load-dir", folder).stdout
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error(closed: str, tmp_path: Path) -> None:
+    """`>&-` and `2>&-`: the work is done all the same."""
+    number = {"stdout": 1, "stderr": 2}[closed]
+    shell = f'exec "$@" {number}>&-'
+    done = subprocess.run(["bash", "-c", shell, "-", *command(*push(source(), tmp_path / "out"))],
+                          capture_output=True, text=True, check=False, cwd=REPOSITORY)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / INDEX).exists()
+
+
+def test_every_error_says_what_to_do_next() -> None:
+    """What fits the case, or else what fits the class; and a token in a message is no token."""
+    kinds = [kind for kind in vars(errors).values()
+             if isinstance(kind, type) and issubclass(kind, hubmerge.HubmergeError)]  # fmt: skip
+    for kind in kinds:
+        error = kind("file", f"Bearer {TOKEN}") if kind is errors.DamagedFileError else kind(TOKEN)
+        assert error.hint.endswith(".")
+        assert TOKEN not in str(error)
+    assert errors.UsageError("x", "Use y.").hint == "Use y."
+
+
 def test_help_documents_every_exit_code() -> None:
     """Each class of error has its exit code in --help, and in the module's tree."""
     shown = " ".join(run("--help").stdout.split())

@@ -73,7 +73,6 @@ def _refuse_gap(numbers: set[int], first: int, last: int, name: str) -> None:
     if number <= last:
         raise CheckpointError(
             f"{name.format(number)} is missing: the model would not be complete",
-            "Copy the checkpoint again from where it was written, or use an earlier step.",
         )
 
 

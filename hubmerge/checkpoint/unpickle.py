@@ -146,5 +146,4 @@ def load(
     except Exception as error:  # noqa: BLE001 - whatever a damaged pickle makes the unpickler raise
         raise CheckpointError(
             f"{label}: the pickle is damaged ({type(error).__name__}: {error})",
-            "Copy the checkpoint again from where it was written, or use an earlier step.",
         ) from None
