@@ -67,7 +67,8 @@ def write_shard(
     partial = folder / (shard.filename + PARTIAL_SUFFIX)
     with disk_errors(partial):
         try:
-            with open(partial, "wb", buffering=0) as file:
+            partial.unlink(missing_ok=True)  # a link there would be followed
+            with open(partial, "xb", buffering=0) as file:
                 sha256 = _write(shard, files, file.fileno(), on_bytes)
                 os.fsync(file.fileno())
             partial.replace(path)
