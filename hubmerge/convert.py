@@ -12,7 +12,7 @@ from typing import Any
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.fingerprint import fingerprint
-from hubmerge.output_folder import OutputFolder, note_shard
+from hubmerge.output_folder import OutputFolder, check_shared, note_shard
 from hubmerge.plan import INDEX_NAME, Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CardOptions, small_files
@@ -59,7 +59,8 @@ def convert_plan(
         repo_id: where it will be published; the card says so.
 
     Raises:
-        UsageError: the folder already holds a model and `overwrite` is false.
+        UsageError: the folder already holds a model and `overwrite` is false, or it is not the same
+            folder for all ranks.
         NoRoomError: the disk has less room than is needed; found before the first write.
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
@@ -74,12 +75,16 @@ def convert_plan(
             folder = _open_folder(plan, files, small, save_dir, overwrite=overwrite)
             until_done.callback(folder.close)
         finished = ranks.gather(dict(folder.finished) if folder else {})[0]
+        if folder is None:
+            check_shared(save_dir)
         written = _write_shards(
             plan, files, finished, save_dir=save_dir, progress=progress, ranks=ranks
         )
         for theirs in ranks.gather(written):
             finished |= theirs
         if folder is not None:
+            if ranks.count > 1:
+                folder.check_shards()
             if index is not None:
                 folder.write(INDEX_NAME, index)
             folder.complete()
@@ -100,7 +105,8 @@ def _open_folder(
     """The locked folder, with the small files in it."""
     shard_bytes = sum(shard.size_bytes for shard in plan.shards)
     needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
-    folder = OutputFolder(save_dir, fingerprint(plan, files), needed_bytes, overwrite=overwrite)
+    digest = fingerprint(plan, files)
+    folder = OutputFolder(save_dir, plan, digest, needed_bytes, overwrite=overwrite)
     try:
         for name, content in small.items():
             folder.write(name, content)

@@ -5,33 +5,65 @@ as the folder is incomplete, and the run that works on it holds a lock on it. Wh
 a run dies:
 
     1. the journal is created and locked         folder: as before, and an empty journal
-    2. an older model's index, then its shards are removed (``overwrite``)
+    2. an older model is removed (``overwrite``): what a loader looks for first, then its shards;
+       only an older adapter where an adapter is written
     3. assets                                    folder: no weights: nothing can load it
     4. each shard, then its line in the journal  folder: no index: no loader takes it for a model
     5. the index                                 folder: complete, and the journal
     6. the journal is removed                    folder: complete
 
 The next run with the same plan keeps the finished shards; one with another plan removes them.
+
+The folder may have come with a checkpoint, from anybody, and its journal too: no link in it is
+followed, and of a finished shard the journal is not believed but for what the file itself shows.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
+import stat
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from hubmerge.errors import NoRoomError, UsageError
-from hubmerge.plan import INDEX_NAME
+from hubmerge.names.lora import ADAPTER_CONFIG
+from hubmerge.plan import INDEX_NAME, Plan
 from hubmerge.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
+from hubmerge.stream import BLOCK_BYTES
 
 JOURNAL = ".hubmerge.journal"
-_SHARD_NAME = re.compile(
-    rf"(?:adapter_)?model(-\d{{5,}}-of-\d{{5,}})?\.safetensors({PARTIAL_SUFFIX})?"
-)
+_WEIGHTS = re.compile(r"(?:adapter_)?model(-\d{5,}-of-\d{5,})?\.safetensors")
+
+# By these a loader tells what the weights beside them are: they are removed first.
+_DECISIVE = {INDEX_NAME, ADAPTER_CONFIG}
+
+# More than any journal has: a line for each shard.
+_MAX_JOURNAL_BYTES = 2**24
+
+# NFS shows a new file to another machine up to a minute late.
+_SEEN_WITHIN_SECONDS = 60.0
+_LOOK_EVERY_SECONDS = 0.2
+_HASHED_AT_A_TIME = 4
+
+
+def superseded(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:
+    """Which of these files, beside which a model or an adapter is put, must not stay.
+
+    An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
+    """
+    if is_adapter:
+        return []
+    old = (name for name in names if name in _DECISIVE or _WEIGHTS.fullmatch(name))
+    return [name for name in old if name not in kept]
 
 
 class OutputFolder:
@@ -39,7 +71,8 @@ class OutputFolder:
 
     Args:
         path: created if missing.
-        digest: names the plan, so that a later run knows whether finished shards are still right.
+        digest: names what is written, so that a later run knows whether finished shards are still
+            right.
         needed_bytes: what the whole output takes.
         overwrite: replace a model that is already there.
 
@@ -48,22 +81,26 @@ class OutputFolder:
         NoRoomError: the disk has less room than is needed; nothing was written or removed.
     """
 
-    def __init__(self, path: Path, digest: str, needed_bytes: int, *, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, plan: Plan, digest: str, needed_bytes: int, *, overwrite: bool
+    ) -> None:
         self.path = path
         self._digest = digest
+        self._is_adapter = plan.is_adapter
+        self._planned = {shard.filename: shard.size_bytes for shard in plan.shards}
         self.finished: dict[str, WrittenShard] = {}
         """Complete shards by filename."""
         if not overwrite:
-            refuse_existing_model(path)
+            self._refuse_existing_model()
         # What is there is either kept or removed before the first shard is written.
-        check_room(path, needed_bytes - sum(p.lstat().st_size for p in _weight_files(path)))
+        check_room(path, needed_bytes - sum(old.lstat().st_size for old in self._old_files()))
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             self._file = _open_journal(path / JOURNAL)
         try:
             self._lock()
             if not overwrite:  # again: until it was locked, another run could work here
-                refuse_existing_model(path)
+                self._refuse_existing_model()
             self._resume()
             self._clear()
         except BaseException:
@@ -85,45 +122,108 @@ class OutputFolder:
     def _resume(self) -> None:
         """Take over the finished shards of a run with the same plan that was cut off."""
         self._file.seek(0)
-        lines = self._file.read().split(b"\n")[:-1]  # the last is empty, or cut off by a crash
-        if lines and lines[0] == self._header():
-            for shard in filter(None, map(_noted_shard, lines[1:])):
-                path = self.path / shard.filename
-                if path.is_file() and path.lstat().st_size == shard.size:
+        lines = self._file.read(_MAX_JOURNAL_BYTES).split(b"\n")[
+            :-1
+        ]  # the last is empty, or cut off by a crash
+        if not lines or lines[0] != self._header():
+            return
+        noted = {shard.filename: shard for shard in filter(None, map(_noted_shard, lines[1:]))}
+        planned = [s for s in noted.values() if self._planned.get(s.filename) == s.size]
+        with ThreadPoolExecutor(_HASHED_AT_A_TIME, "hash") as pool:
+            for shard, is_whole in zip(planned, pool.map(self._holds, planned), strict=True):
+                if is_whole:
                     self.finished[shard.filename] = shard
+
+    def _holds(self, shard: WrittenShard) -> bool:
+        """Is the shard there, a regular file of that size and content?"""
+        digest = hashlib.sha256()
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with FileIO(os.open(self.path / shard.filename, flags)) as file:
+                if not _is_regular(os.fstat(file.fileno()), shard.size):
+                    return False
+                while block := file.read(BLOCK_BYTES):
+                    digest.update(block)
+        except OSError:  # it will be written again
+            return False
+        return digest.hexdigest() == shard.sha256
 
     def _header(self) -> bytes:
         return json.dumps({"plan": self._digest}).encode()
 
+    def _old_files(self) -> list[Path]:
+        """What stands in this plan's way, in the order to remove it: all but `finished`."""
+        if not self.path.is_dir():
+            return []
+        names = [entry.name for entry in self.path.iterdir()]
+        old = set(superseded(names, self.finished, is_adapter=self._is_adapter))
+        for name in filter(self._is_weights, names):
+            is_ours = name in self._planned or name.endswith(PARTIAL_SUFFIX)
+            if is_ours and name not in self.finished:
+                old.add(name)
+        return [self.path / name for name in sorted(old, key=lambda n: (n not in _DECISIVE, n))]
+
+    def _is_weights(self, name: str) -> bool:
+        """Is it a shard, complete or partial?"""
+        final = name.removesuffix(PARTIAL_SUFFIX)
+        return final in self._planned or bool(_WEIGHTS.fullmatch(final))
+
     def _clear(self) -> None:
-        """Remove what is not of this plan: the index first, then shards and partial files."""
+        """Remove what is not of this plan."""
         with disk_errors(self.path):
-            (self.path / INDEX_NAME).unlink(missing_ok=True)
-            for path in _weight_files(self.path):
-                if path.name not in self.finished:
-                    path.unlink()
+            for path in self._old_files():
+                path.unlink()
             self._file.truncate(0)
             lines = [self._header(), *map(_journal_line, self.finished.values())]
             self._file.write(b"".join(line + b"\n" for line in lines))
             os.fsync(self._file.fileno())
 
+    def _refuse_existing_model(self) -> None:
+        """Raises UsageError where the folder holds a model that no incomplete run of ours left.
+
+        A journal without its first line is of a run that was killed before it touched the folder.
+        """
+        journal = self.path / JOURNAL
+        if journal.exists() and journal.stat().st_size:
+            return
+        decisive = {INDEX_NAME} if self._is_adapter else _DECISIVE
+        names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        found = [name for name in names if self._is_weights(name) or name in decisive]
+        if found:
+            raise UsageError(
+                f"{self.path}: already holds a model ({min(found)})",
+                "Use --overwrite to replace it, or another --save-dir.",
+            )
+
     def write(self, name: str, content: bytes) -> None:
         """Write a small file so that its name appears only when it is complete."""
         path = self.path / name
-        partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        unfinished = path.with_name(path.name + PARTIAL_SUFFIX)
+        if path.parent != self.path and path.parent.is_symlink():
+            raise UsageError(f"{path.parent}: is a link", "Remove it, or use another --save-dir.")
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)  # a link there would be followed
+            unfinished.unlink(missing_ok=True)  # a link there would be followed
             try:
-                with open(partial, "xb") as file:
+                with open(unfinished, "xb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                partial.replace(path)
+                unfinished.replace(path)
             except BaseException:
-                partial.unlink(missing_ok=True)
+                unfinished.unlink(missing_ok=True)
                 raise
             sync_folder(path.parent)
+
+    def check_shards(self) -> None:
+        """Prove that the other ranks have written their shards into this very folder.
+
+        Raises:
+            UsageError: one is not there.
+        """
+        for name, size in self._planned.items():
+            if not _appears(partial(_is_shard, self.path / name, size)):
+                raise _not_shared(self.path, name)
 
     def complete(self) -> None:
         """Everything is in place: the journal goes."""
@@ -146,9 +246,9 @@ def _noted_shard(line: bytes) -> WrittenShard | None:
     """A line of the journal; None where a crash or an editor has spoiled it."""
     try:
         shard = WrittenShard(**json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
-    return shard if _SHARD_NAME.fullmatch(str(shard.filename)) else None
+    return shard if isinstance(shard.filename, str) else None
 
 
 def _journal_line(shard: WrittenShard) -> bytes:
@@ -156,35 +256,45 @@ def _journal_line(shard: WrittenShard) -> bytes:
     return json.dumps(entry).encode()
 
 
+def check_shared(path: Path) -> None:
+    """Raises UsageError where `path` is not the folder that rank 0 has opened."""
+    if not _appears((path / JOURNAL).exists):
+        raise _not_shared(path, JOURNAL)
+
+
 def note_shard(path: Path, shard: WrittenShard) -> None:
     """Note in the journal of the folder `path` that a shard is complete; any rank may."""
-    with disk_errors(path / JOURNAL), open(path / JOURNAL, "ab", buffering=0) as file:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with disk_errors(path / JOURNAL), FileIO(os.open(path / JOURNAL, flags), "ab") as file:
         file.write(_journal_line(shard) + b"\n")
         os.fsync(file.fileno())
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """Shards in the folder, complete or partial."""
-    if not path.is_dir():
-        return []
-    names = (entry.name for entry in path.iterdir())
-    return [path / name for name in names if _SHARD_NAME.fullmatch(name)]
+def _not_shared(path: Path, name: str) -> UsageError:
+    return UsageError(
+        f"{path}: not one folder for all ranks: {name} is not there",
+        "Use a --save-dir that all machines see, on a disk that they share.",
+    )
 
 
-def refuse_existing_model(path: Path) -> None:
-    """Raises UsageError where the folder holds weights that no incomplete run of ours left.
+def _appears(is_there: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
+    while not is_there():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_EVERY_SECONDS)
+    return True
 
-    A journal without its first line is of a run that was killed before it touched the folder.
-    """
-    journal = path / JOURNAL
-    if journal.exists() and journal.stat().st_size:
-        return
-    found = _weight_files(path) + [path / INDEX_NAME] * (path / INDEX_NAME).exists()
-    if found:
-        raise UsageError(
-            f"{path}: already holds a model ({min(found).name})",
-            "Use --overwrite to replace it, or another --save-dir.",
-        )
+
+def _is_shard(path: Path, size: int) -> bool:
+    try:
+        return _is_regular(path.lstat(), size)
+    except OSError:
+        return False
+
+
+def _is_regular(status: os.stat_result, size: int) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
