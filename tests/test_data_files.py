@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import hubmerge
 from hubmerge.checkpoint import records
 from tests.checkpoints.fixtures import checkpoint_path
-from tests.faults.calls import in_child
 
+REPOSITORY = Path(__file__).parents[1]
 RANKS = 300
 
 
@@ -35,12 +37,19 @@ def test_a_tensor_may_have_parts_in_more_files_than_can_be_open(tmp_path: Path) 
     """With 100 descriptors for all, a tensor in 300 files is converted."""
     tensors = row_shards(tmp_path / "checkpoint")
 
-    def convert() -> None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, most))
-        hubmerge.convert(tmp_path / "checkpoint", tmp_path / "out", dtype="auto")
-
-    assert in_child(convert) == 0
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    command = [sys.executable, "-m", "hubmerge", "push", "--no-push", "--dtype", "auto", "--quiet",
+               "--load-dir", "checkpoint", "--save-dir", "out"]  # fmt: skip
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, most)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "out/model.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
