@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,13 @@ def test_secrets_in_assets(
     assert "generation_config.json, line 3: looks like " in done.err
     assert SECRETS[kind] not in done.err
     assert len(hub.log) == 0
+
+
+def test_a_vocabulary_holds_any_text(hub: Hub, push: Push, model: Model, tmp_path: Path) -> None:
+    """What looks like a key in a tokenizer's vocabulary stops nothing."""
+    text = json.dumps({"model": {"vocab": {SECRETS["aws"]: 0}}})
+    assert push(of=with_assets(model, tmp_path / "with", tokenizer__json=text)).code == 0
+    assert hub.read(REPO, "tokenizer.json").decode() == text
 
 
 @pytest.mark.parametrize("where", ["card", "message"])
