@@ -38,7 +38,9 @@ class PushOptions:
     Attributes:
         staging_dir: where shards stand between conversion and upload; a temporary folder if None.
         max_disk: bytes that it holds at most; two shards if None.
-        clean: remove staging branches that other, unfinished runs left.
+        clean: remove all other staging branches. A branch does not say whether its run was cut
+            off or goes on: what a push to this repository that runs now has staged goes too, and
+            that push fails.
         recorded: what the commit records, so that `verify` can make the same plan again.
     """
 
