@@ -297,8 +297,12 @@ def _is_regular(status: os.stat_result, size: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raises NoRoomError where the disk of `folder`, which need not exist, has less free."""
+def check_room(folder: Path, needed_bytes: int, option: str = "--save-dir") -> None:
+    """Raises NoRoomError where the disk of `folder`, which need not exist, has less free.
+
+    Args:
+        option: what moves the folder to another disk.
+    """
     while not folder.exists():
         folder = folder.parent
     free_bytes = shutil.disk_usage(folder).free
@@ -306,5 +310,5 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         raise NoRoomError(
             f"{folder}: not enough disk: {needed_bytes:,} bytes are needed, "
             f"{free_bytes:,} are free",
-            "Free some room, or use a --save-dir on another disk.",
+            f"Free some room, or use {option} on another disk.",
         )

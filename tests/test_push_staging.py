@@ -123,13 +123,38 @@ def test_only_leftovers_of_a_dead_run_are_removed(push: Push, tmp_path: Path) ->
     assert (staging / "model.safetensors").read_bytes() == b"the user's own"
 
 
-def test_no_disk_has_room(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", [True, False])
+def test_no_disk_has_room(
+    chosen: bool, push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit 7 before anything is written, with the bytes that are needed and free."""
     usage = type("Usage", (), {"free": 1_000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    done = push()
+    staging = tmp_path / "staging"
+    done = push(*(["--staging-dir", str(staging)] if chosen else []))
     assert done.code == 7
     assert "1,000" in done.err
+    assert "--staging-dir on " in done.err
+    assert not staging.exists()
+
+
+@pytest.mark.parametrize("transport", ["lfs"])  # hf_xet itself wants a working folder
+@pytest.mark.parametrize(("free", "code"), [(10**9, 0), (1_000, 7)])
+def test_places_that_cannot_be_told(
+    free: int, code: int, hub: Hub, push: Push, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A working folder that was removed, and a user whom nobody knows, as in a container."""
+    gone = places.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
+    done = push()
+    assert done.code == code, done.err
+    assert (f"{places}: 1,000)" in done.err) == bool(code)
+    assert bool(hub.files(REPO).keys() & {"config.json"}) == (not code)
 
 
 # -- several shards in one commit --------------------------------------------------------------

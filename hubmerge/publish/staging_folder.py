@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -57,7 +57,7 @@ def staging_folder(
         UsageError: another run uses the folder.
     """
     root = chosen or _temporary_root(needed_bytes, fingerprint)
-    check_room(root, needed_bytes)
+    check_room(root, needed_bytes, "--staging-dir")
     with disk_errors(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if chosen is None:
@@ -102,11 +102,17 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
 
     Its name is the same for a rerun, which removes what a run that was killed left there.
     """
-    places = [Path(tempfile.gettempdir()), Path.cwd(), Path.home()]
-    free_bytes = {place: shutil.disk_usage(place).free for place in places if place.is_dir()}
-    for place, free in free_bytes.items():
-        if free >= needed_bytes:
-            return place / f"hubmerge-{os.getuid()}-{fingerprint[:16]}"
+    free_bytes: dict[Path, int] = {}
+    finders: list[Callable[[], Path]] = [lambda: Path(tempfile.gettempdir()), Path.cwd, Path.home]
+    for find in finders:
+        # A folder that was removed, and the home of a user whom the machine does not know, cannot
+        # be told: Python raises.
+        with suppress(OSError, RuntimeError):
+            place = find()
+            if place.is_dir():
+                free_bytes[place] = shutil.disk_usage(place).free
+                if free_bytes[place] >= needed_bytes:
+                    return place / f"hubmerge-{os.getuid()}-{fingerprint[:16]}"
     found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
     raise NoRoomError(
         f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
