@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import HfApi, snapshot_download
 
 import hubmerge
+from hubmerge.publish.staging import parse_record
 from tests.hub import Hub
 from tests.push.checks import (
     INDEX,
@@ -240,7 +241,40 @@ def test_the_record_in_the_commit(hub: Hub, push: Push, model: Model) -> None:
     push()
     text = hub.repo(REPO).resolve("main").description
     record = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert parse_record(text) is not None
     expected = expected_weights(model)
     assert {name: sha for name, _, sha in record["shards"]} == {
         name: oid for name, oid in expected.items() if name != INDEX
     }
+
+
+HOSTILE = [
+    '{"fingerprint":"f","options":{},"shards":[["a",Infinity,"b"]]}',
+    '{"fingerprint":"f","options":{},"shards":[["a",1e400,"b"]]}',
+    '{"fingerprint":"f","options":{},"shards":[["a",true,"b"]]}',
+    '{"fingerprint":"f","options":{},"shards":[["a","1","b"]]}',
+    '{"fingerprint":"f","options":{},"shards":[[["a"],1,"b"]]}',
+    '{"fingerprint":"f","options":{},"shards":[["a",1]]}',
+    '{"fingerprint":"f","options":{},"shards":["abc"]}',
+    '{"fingerprint":"f","options":{},"shards":{"abc":1}}',
+    '{"fingerprint":"f","options":{},"shards":7}',
+    '{"fingerprint":"f","options":[["a",1]],"shards":[]}',
+    '{"fingerprint":["f"],"options":{},"shards":[]}',
+    '{"fingerprint":"f","shards":[]}',
+    '{"fingerprint":"f","options":{},"shards":' + "[" * 50_000 + "]" * 50_000 + "}",
+    '{"fingerprint":"f","options":{},"shards":[["a",' + "9" * 50_000 + ',"b"]]}',
+]
+
+
+@pytest.mark.parametrize("record", HOSTILE, ids=lambda record: record[:60])
+def test_a_record_is_taken_as_it_is_or_not_at_all(record: str) -> None:
+    """Anybody's text may stand where ours would: what is not just like ours is nothing to us."""
+    assert parse_record(f"Title\n<!-- hubmerge {record} -->") is None
+
+
+def test_no_text_of_a_commit_stops_a_push(hub: Hub, push: Push, model: Model) -> None:
+    """A record that cannot be read, newer than the true one on the target."""
+    assert push().code == 0
+    hub.commit(REPO, {"config.json": b"{}"}, title=f"<!-- hubmerge {HOSTILE[0]} -->")
+    assert push("--json").json["resumed_shards"] == 4
+    assert weights_of(hub.files(REPO)) == expected_weights(model)

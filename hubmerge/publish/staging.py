@@ -71,18 +71,23 @@ class Record:
 
 
 def parse_record(text: str) -> Record | None:
-    """The record in a commit's text; None where there is none, or it is not well formed."""
+    """The record in a commit's text; None where there is none, or it is not well formed.
+
+    Anybody may have written it, so that nothing is taken for what it should be.
+    """
     match = _RECORD.search(text)
     if not match:
         return None
     try:
         entry = json.loads(match[1])
-        shards = [WrittenShard(str(n), int(size), str(sha)) for n, size, sha in entry["shards"]]
-        return Record(
-            str(entry["fingerprint"]), {s.filename: s for s in shards}, dict(entry["options"])
-        )
+        fingerprint, options = entry["fingerprint"], entry["options"]
+        shards = [(name, size, sha256) for name, size, sha256 in entry["shards"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    is_sound = type(fingerprint) is str and type(options) is dict
+    if not is_sound or any(tuple(map(type, shard)) != (str, int, str) for shard in shards):
+        return None
+    return Record(fingerprint, {shard[0]: WrittenShard(*shard) for shard in shards}, options)
 
 
 class Staging:
