@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import CommitOperationAdd
 
+from hubmerge.errors import TemporaryError
+from hubmerge.publish.hub import Hub as PublishHub
 from tests.hub import Hub
 from tests.hub.call import Call
 from tests.push import driver
@@ -315,6 +318,22 @@ def test_xet_or_lfs_refuses_the_token(
     assert push().code == 6
     assert fault.hits == 1
     readers_saw_only(hub, REPO, older)
+
+
+@pytest.mark.parametrize("transport", ["xet"])
+@pytest.mark.usefixtures("api")
+def test_numbers_in_names_are_no_refusal(hub: Hub, tmp_path: Path) -> None:
+    """hf_xet fails on shard 401 of a repository with 403 in its name: that is passing."""
+    hub.create_repo("alice/run-403")
+    hub.faults.add("xet_write_token", times=None, status=418)
+    shard = tmp_path / "model-00401-of-00500.safetensors"
+    shard.write_bytes(b"content")
+    with pytest.raises(TemporaryError, match="HTTP status client error .418") as raised:
+        PublishHub("alice/run-403", hub.token).upload(
+            [CommitOperationAdd(shard.name, shard)], "main"
+        )
+    assert shard.name in str(raised.value)
+    assert "/alice/run-403/" in str(raised.value)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])

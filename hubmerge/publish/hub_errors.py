@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from hubmerge.errors import (
 
 RERUN = "Run the same command again: it resumes where this run ended."
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to the repository."
+_URL = re.compile(r"\w+://\S+")
+_REFUSED = re.compile(r"\b(?:401|403|Unauthorized|Forbidden)\b")
 _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -79,7 +82,8 @@ def _from_builtin(error: Exception, doing: str) -> HubmergeError:
     if type(error).__name__ == "XetAuthenticationError":  # hf_xet may not be installed
         return AccessError(f"{doing}: {_one_line(error)}", _LOGIN)
     if isinstance(error, ConnectionError):
-        if any(sign in text for sign in ("401", "403", "Unauthorized", "Forbidden")):
+        # hf_xet names the url, and with it the repository, whose name may hold any number.
+        if _REFUSED.search(_URL.sub("", str(error))):
             return AccessError(f"{doing}: the Hub refused the token ({_one_line(error)})", _LOGIN)
         return PassingError(text)
     if isinstance(error, OSError) and error.errno is not None:
