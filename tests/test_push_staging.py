@@ -222,12 +222,22 @@ def test_one_of_a_group_is_not_listed(hub: Hub, push: Push, many: Model) -> None
 
 
 def test_a_group_that_is_never_taken(hub: Hub, push: Push, many: Model) -> None:
-    """A commit that the Hub refuses every time ends with its words, after three attempts."""
-    hub.faults.add("commit", times=None, status=400, when=is_staging)
-    hub.create_repo(REPO)
+    """A commit that the Hub would refuse every time ends the run at once, with its words."""
+    fault = hub.faults.add("commit", times=None, status=400, when=is_staging, skip=1)
     done = push(of=many, shard_size=MANY)
-    assert done.code == 1
-    assert "400" in done.err
+    assert (done.code, fault.hits) == (1, 1)
+    assert "injected fault: 400" in done.err
+
+
+def test_one_of_a_group_is_lost_each_time(hub: Hub, push: Push, many: Model) -> None:
+    """A blob that the Hub loses again and again ends the run after three attempts."""
+    lost = expected_weights(many, MANY)["model-00002-of-00070.safetensors"]
+    hub.faults.add("commit", times=None, hook=lambda _: hub.forget_blob(lost), when=is_staging)
+    done = push(of=many, shard_size=MANY)
+    assert (done.code, hub.log.count("commit", status=400)) == (1, 3)
+    assert "pointed to a file that does not exist" in done.err
+    assert "model-00002-of-00070.safetensors" in done.err
+    readers_saw_only(hub, REPO)
 
 
 def test_wrong_bytes_in_a_group(hub: Hub, push: Push, many: Model) -> None:

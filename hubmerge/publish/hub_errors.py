@@ -32,8 +32,8 @@ class PassingError(TemporaryError):
         self.wait_seconds = wait_seconds
 
 
-class RefusedError(HubmergeError):
-    """The Hub finds a request wrong, and would find it so again."""
+class LostContentError(HubmergeError):
+    """The Hub has lost content that was uploaded, and refuses a commit that names it."""
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _from_response(error: Any, doing: str) -> HubmergeError:
         )
     if status == 412:
         return TargetChangedError(text, RERUN)
-    return RefusedError(text) if status == 400 else HubmergeError(text)
+    return LostContentError(text) if status == 400 and "LFS pointer" in text else HubmergeError(text)
 
 
 def _wait_seconds(headers: Mapping[str, str]) -> float | None:

@@ -22,7 +22,7 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.plan import PlannedShard
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import Hub
-from hubmerge.publish.hub_errors import RefusedError
+from hubmerge.publish.hub_errors import LostContentError
 from hubmerge.publish.room import Aborted, Room
 from hubmerge.publish.staging import Staging, not_there
 from hubmerge.shard_writer import WrittenShard, write_shard
@@ -61,7 +61,7 @@ class Pipeline:
         self._per_commit = ceil(total_shards / _MOST_COMMITS)
         self._room = Room(cap_bytes)
         self._staged: dict[str, WrittenShard] = {}
-        self._refusal: RefusedError | None = None
+        self._loss: LostContentError | None = None
         self.uploaded_bytes = 0
 
     @property
@@ -79,7 +79,7 @@ class Pipeline:
                 break
             if attempt == _ATTEMPTS - 1:
                 names = ", ".join(shard.filename for shard in todo)
-                raise self._refusal or not_there(names, self._staging.branch)
+                raise self._loss or not_there(names, self._staging.branch)
         return self._staged
 
     def _pass(self, shards: list[PlannedShard]) -> None:
@@ -168,9 +168,9 @@ class Pipeline:
         shards = [shard for shard, _ in group]
         try:
             self._staging.add(group)
-        except RefusedError as error:
-            self._refusal = error
-            return []  # it refuses the whole commit if it has lost one
+        except LostContentError as error:
+            self._loss = error
+            return []  # it refuses the whole commit, and does not say which content is still there
         lacking = self._staging.lacking(shards)
         return [shard for shard in shards if shard not in lacking]
 
