@@ -246,6 +246,22 @@ def test_a_rank_finds_the_checkpoint_damaged(
 
 
 @lfs_only
+def test_a_rank_fails_while_the_others_upload(hub: Hub, model: Model, tmp_path: Path) -> None:
+    """Those whose staging folder is full, and whose uploads take long, notice it at once."""
+    hub.create_repo(REPO)
+    hub.faults.add("lfs_batch", status=403)  # whichever rank asks first
+    hub.faults.add("lfs_put", times=None, hold=30.0)
+    argv = ["push", "--repo-id", REPO, *model.argv("--max-disk", "30KB", shard_size=8_000)]
+    began = time.monotonic()
+    children = ranks(hub, tmp_path, *argv)
+    assert time.monotonic() - began < 12
+    assert [child.process.exitcode for child in children] == [6, 6, 6], children[0].err
+    assert [child.err.count("Error: ") for child in children] == [1, 0, 0]
+    assert "HTTP 403" in children[0].err
+    assert not list(tmp_path.rglob("model-*"))
+
+
+@lfs_only
 def test_one_of_three_ranks_fails(hub: Hub, model: Model, tmp_path: Path) -> None:
     """Its error is printed once, all end with its exit code, and the target is as it was."""
     hub.create_repo(REPO)

@@ -91,7 +91,7 @@ class Pipeline:
         uploader.start()
         try:
             for shard in shards:
-                self._room.take(shard.size_bytes)
+                self._room.take(shard.size_bytes, self._check)
                 finished.put(write_shard(shard, self._files, self._folder, self._on_bytes))
             finished.put(None)
             self._wait_for(uploader, self._check)
@@ -101,8 +101,9 @@ class Pipeline:
             self._room.abort()
             finished.put(None)
             if isinstance(error, Exception):
-                # The shard in flight is still brought home; who interrupts does not wait for it.
-                self._wait_for(uploader, lambda: None)
+                # The shard in flight is still brought home; who interrupts does not wait for it,
+                # nor does a rank that ends because another has failed: that one waits to be heard.
+                self._wait_for(uploader, self._check)
             raise
         if failures:
             raise failures[0]

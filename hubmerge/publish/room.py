@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+
+_LOOK_EVERY_SECONDS = 0.5
 
 
 class Aborted(Exception):  # noqa: N818 - it ends a thread; the error is what made it end
@@ -23,15 +26,26 @@ class Room:
         self._aborted = False
         self.peak_bytes = 0
 
-    def take(self, size_bytes: int) -> None:
-        """Wait until there is room for `size_bytes`, and take it; raises Aborted."""
+    def take(self, size_bytes: int, check: Callable[[], None]) -> None:
+        """Wait until there is room for `size_bytes`, and take it; raises Aborted.
+
+        Args:
+            check: called now and then meanwhile; ends the waiting by what it raises.
+        """
+        while not self._take_soon(size_bytes):
+            check()
+
+    def _take_soon(self, size_bytes: int) -> bool:
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._aborted or self._taken_bytes + size_bytes <= self._cap_bytes
+            is_over = self._changed.wait_for(
+                lambda: self._aborted or self._taken_bytes + size_bytes <= self._cap_bytes,
+                _LOOK_EVERY_SECONDS,
             )
             self.check()
-            self._taken_bytes += size_bytes
-            self.peak_bytes = max(self.peak_bytes, self._taken_bytes)
+            if is_over:
+                self._taken_bytes += size_bytes
+                self.peak_bytes = max(self.peak_bytes, self._taken_bytes)
+            return is_over
 
     def give_back(self, size_bytes: int) -> None:
         """Say that `size_bytes` are free again."""
