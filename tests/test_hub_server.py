@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -335,6 +336,26 @@ def test_stale_parent_is_refused(hub: Hub, api: HfApi) -> None:
         [".gitattributes", "theirs.txt"],
         [".gitattributes", "ours.txt", "theirs.txt"],
     ]
+
+
+@lfs_only
+def test_one_commit_at_a_time(hub: Hub, api: HfApi) -> None:
+    """A commit to a repo that is making another one gets a 409; other repos are free."""
+    hub.create_repo("alice/other")
+    hub.commit_seconds = 0.5
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(add, api, {"a.txt": b"a"})
+        while not hub.repo(REPO).is_busy:
+            time.sleep(0.01)
+        other = threads.submit(api.upload_file, repo_id="alice/other", path_or_fileobj=b"o",
+                               path_in_repo="o.txt")  # fmt: skip
+        with pytest.raises(HfHubHTTPError, match="Another commit operation is in prog") as error:
+            add(api, {"b.txt": b"b"}, revision="main")
+        assert status_of(error) == 409
+        assert first.result().oid == hub.head(REPO)
+        assert other.result().oid == hub.head("alice/other")
+    assert set(hub.files(REPO)) == {".gitattributes", "a.txt"}
+    assert add(api, {"b.txt": b"b"}).oid == hub.head(REPO)
 
 
 @lfs_only

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd
 
 from hubmerge.errors import TemporaryError
 from hubmerge.publish.hub import Hub as PublishHub
-from tests.hub import Hub
+from tests.hub import Hub, errors
 from tests.hub.call import Call
 from tests.push import driver
 from tests.push.checks import (
@@ -91,8 +91,7 @@ def test_each_endpoint_fails_once(
     assert [str(fault.endpoint) for fault in faults if fault.hits != 1] == []
     assert len(naps) >= len(faults) - 2
     if "retry_after" in KINDS[kind]:
-        assert {7, 8} & set(naps)
-        assert not {1, 2, 4} & set(naps)
+        assert min(naps) >= 7
     readers_saw_only(hub, REPO, older, expected_weights(model))
     assert len(hub.states(REPO)) == 3
     assert staging_branches(hub, REPO) == []
@@ -214,7 +213,36 @@ def test_how_long_it_waits(
     """As long as the Hub asks for, within five minutes; else it backs off by itself."""
     hub.faults.add("validate_yaml", status=429, headers=headers)
     assert push().code == 0
-    assert naps == [expected]
+    assert len(naps) == 1
+    assert expected / 2 <= naps[0] <= expected
+    assert naps[0] == expected or headers == {"Retry-After": "soon"}
+
+
+@pytest.mark.parametrize("refusal", [errors.busy, errors.stale_parent])
+@pytest.mark.parametrize(("times", "code"), [(8, 0), (None, 5)])
+def test_commits_meet_on_the_staging_branch(
+    refusal: Callable[[], errors.ApiError], times: int | None, code: int, hub: Hub,
+    older: dict[str, str], push: Push, model: Model,
+) -> None:  # fmt: skip
+    """Another rank was faster, many times: the commit is made later, and nothing is sent again."""
+    fault = hub.faults.add(
+        "commit", times=times, skip=1, when=is_staging, hook=lambda _: refusal().response()
+    )
+    done = push()
+    assert (done.code, fault.hits) == (code, times or 12), done.err
+    assert hub.log.count("lfs_put") <= 3
+    readers_saw_only(hub, REPO, older, expected_weights(model))
+    assert weights_of(hub.files(REPO)) == ({0: expected_weights(model), 5: older}[code])
+
+
+def test_the_final_commit_meets_another(
+    hub: Hub, older: dict[str, str], push: Push, model: Model
+) -> None:
+    """A commit to another branch is being made while the target is to be moved."""
+    fault = hub.faults.add("commit", when=is_target, hook=lambda _: errors.busy().response())
+    assert (push().code, fault.hits) == (0, 1)
+    readers_saw_only(hub, REPO, older, expected_weights(model))
+    assert len(hub.states(REPO)) == 3
 
 
 @pytest.mark.parametrize("lost", ["reset", 503, 504])
@@ -328,7 +356,7 @@ def test_numbers_in_names_are_no_refusal(hub: Hub, tmp_path: Path) -> None:
     hub.faults.add("xet_write_token", times=None, status=418)
     shard = tmp_path / "model-00401-of-00500.safetensors"
     shard.write_bytes(b"content")
-    with pytest.raises(TemporaryError, match="HTTP status client error .418") as raised:
+    with pytest.raises(TemporaryError, match="418") as raised:
         PublishHub("alice/run-403", hub.token).upload(
             [CommitOperationAdd(shard.name, shard)], "main"
         )

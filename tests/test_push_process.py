@@ -157,8 +157,12 @@ lfs_only = pytest.mark.parametrize("transport", ["lfs"])
 def test_three_ranks_push(
     hub: Hub, api: HfApi, model: Model, tmp_path: Path, push: Callable[..., Done]
 ) -> None:
-    """Ranks share the shards, one makes the one commit, and one alone prints."""
+    """Ranks share the shards, one makes the one commit, and one alone prints.
+
+    Their commits to the staging branch meet, and the Hub takes one at a time.
+    """
     assert api.endpoint == hub.url
+    hub.commit_seconds = 0.5
     staging = tmp_path / "staging"
     run = torchrun(
         hub, tmp_path, "push", "--repo-id", REPO, "--json", "--staging-dir", str(staging),
@@ -167,6 +171,7 @@ def test_three_ranks_push(
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 1
     result = json.loads(run.stdout)
+    assert hub.log.count("commit", status=409) > 0
     assert result["commit"] == hub.head(REPO)
     assert (
         result["uploaded_bytes"] == hub.uploaded_bytes == sum(s["size"] for s in result["shards"])

@@ -13,17 +13,17 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hubmerge.errors import UsageError
-from hubmerge.publish.hub_errors import PassingError, translated
+from hubmerge.errors import TargetChangedError, UsageError
+from hubmerge.publish.hub_errors import BusyError, PassingError, translated
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
 
 T = TypeVar("T")
 
-_ATTEMPTS = 6
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_ASKED_WAIT_SECONDS = 300.0
@@ -281,21 +281,28 @@ class Hub:
         if additions:
             # What huggingface_hub retries itself; what it does not is left for the commit.
             self.upload(additions, revision, create_pr=create_pr)
-        return self._retry(
-            f"committing to {revision}",
-            lambda: result(
-                self._api.create_commit(
-                    self.repo_id,
-                    operations,
-                    commit_message=message,
-                    commit_description=description,
-                    revision=revision,
-                    parent_commit=parent,
-                    create_pr=create_pr,
-                )
-            ),
-            already_done,
-        )
+        doing = f"committing to {revision}"
+
+        def make() -> T:
+            try:
+                with translated(doing):
+                    made = self._api.create_commit(
+                        self.repo_id,
+                        operations,
+                        commit_message=message,
+                        commit_description=description,
+                        revision=revision,
+                        parent_commit=parent,
+                        create_pr=create_pr,
+                    )
+            except TargetChangedError as error:
+                if parent is not None:
+                    raise
+                # Two commits met on the Hub itself: ours was to be made on whatever is there.
+                raise BusyError(str(error)) from None
+            return result(made)
+
+        return self._retry(doing, make, already_done)
 
     def open_pull_requests(self) -> list[tuple[str, str]]:
         """Url and revision of each open pull request, newest first."""
@@ -327,15 +334,24 @@ class Hub:
         call: Callable[[], T],
         already_done: Callable[[], T | None] = lambda: None,
     ) -> T:
-        for attempt in range(_ATTEMPTS):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return self._once(doing, call)
-            except PassingError as error:  # noqa: PERF203 - a retry is a loop
+            except PassingError as error:
                 done = already_done()
                 if done is not None:
                     return done
-                if attempt == _ATTEMPTS - 1:
+                if attempt >= error.attempts:
                     raise
-                backoff = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
-                sleep(min(error.wait_seconds or backoff, _LONGEST_ASKED_WAIT_SECONDS))
-        raise AssertionError("unreachable")
+                sleep(min(error.wait_seconds or _backoff(attempt), _LONGEST_ASKED_WAIT_SECONDS))
+
+
+def _backoff(attempt: int) -> float:
+    """Twice as long each time, less by chance: ranks that met once would meet again and again.
+
+    The chance is not that of `random`, which a training script seeds alike on all of them.
+    """
+    longest = min(_FIRST_WAIT_SECONDS * 2.0 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
+    return longest * SystemRandom().uniform(0.5, 1)

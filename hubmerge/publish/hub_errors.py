@@ -27,9 +27,21 @@ _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 class PassingError(TemporaryError):
     """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
 
+    attempts = 6
+
     def __init__(self, message: str, wait_seconds: float | None = None) -> None:
         super().__init__(message, RERUN)
         self.wait_seconds = wait_seconds
+
+
+class BusyError(PassingError):
+    """Another commit to the repository was faster.
+
+    Of many ranks that commit at the same time one gets through at each attempt of the others, so
+    that these may need more of them.
+    """
+
+    attempts = 12
 
 
 class LostContentError(HubmergeError):
@@ -103,9 +115,12 @@ def _from_response(error: Any, doing: str) -> HubmergeError:
         return AccessError(
             text, "Check the name of the repository, and that the token may see it. " + _LOGIN
         )
+    if status == 409 and "in progress" in said:
+        return BusyError(text)
     if status == 412:
         return TargetChangedError(text, RERUN)
-    return LostContentError(text) if status == 400 and "LFS pointer" in text else HubmergeError(text)
+    is_lost = status == 400 and "LFS pointer" in said
+    return LostContentError(text) if is_lost else HubmergeError(text)
 
 
 def _wait_seconds(headers: Mapping[str, str]) -> float | None:

@@ -152,10 +152,21 @@ async def paths_info(call: Call) -> Response:
 
 
 async def commit(call: Call) -> Response:
-    """POST /api/models/{repo}/commit/{revision}[?create_pr=1]"""
+    """POST /api/models/{repo}/commit/{revision}[?create_pr=1], one at a time for each repo"""
     lines = _lines(await call.body())
-    create_pr = call.flag("create_pr")
-    repo, author = call.repo("read" if create_pr else "write"), call.user()
+    repo = call.repo("read" if call.flag("create_pr") else "write")
+    if repo.is_busy:
+        raise errors.busy()
+    repo.is_busy = True
+    try:
+        await asyncio.sleep(call.hub.commit_seconds)
+        return await _commit(call, repo, lines)
+    finally:
+        repo.is_busy = False
+
+
+async def _commit(call: Call, repo: Repo, lines: list[tuple[str, dict[str, Any]]]) -> Response:
+    create_pr, author = call.flag("create_pr"), call.user()
     header = lines[0][1]
     parent = header.get("parentCommit")
     edits = _edits(call, repo, lines[1:])

@@ -98,6 +98,11 @@ def stale_parent() -> ApiError:
     return ApiError(412, "A commit has happened since. Please refresh and try again.")
 
 
+def busy() -> ApiError:
+    """Two commits to one repository at the same time: the second is not even looked at."""
+    return conflict("Another commit operation is in progress for this repository")
+
+
 def missing_blob(paths: list[str]) -> ApiError:
     """A commit that names content which nobody uploaded."""
     message = (

@@ -138,6 +138,8 @@ class Repo:
         self.gated = False
         self.created = time.time()
         self.lock = threading.RLock()
+        #: A commit is being made; another one is refused meanwhile.
+        self.is_busy = False
         self.refs: dict[str, str] = {}
         self.commits: dict[str, Commit] = {}
         self.discussions: dict[int, Discussion] = {}

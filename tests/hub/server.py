@@ -80,6 +80,8 @@ class Hub:
         self.transport = transport
         self.lfs_threshold = lfs_threshold
         self.page_size = page_size
+        #: How long a commit takes; it refuses others to the same repo for so long.
+        self.commit_seconds = 0.0
         self.accounts = Accounts()
         self.log = RequestLog()
         self.faults = Faults(ENDPOINTS)
