@@ -449,6 +449,19 @@ def test_empty_and_conflicting_pull_requests(hub: Hub, api: HfApi) -> None:
     assert [d.num for d in api.get_repo_discussions(REPO, discussion_type="pull_request")] == [1, 2]
 
 
+def test_pull_requests_of_a_stranger(hub: Hub, api: HfApi) -> None:
+    """Who may only read may open one, with files; the listing can be filtered by its author."""
+    files = {SHARD: noise(130_000), "a.txt": b"a"}
+    operations = [CommitOperationAdd(path, data) for path, data in files.items()]
+    hub.api("stranger").create_commit(REPO, operations, commit_message="evil", create_pr=True)
+    add(api, {"a.txt": b"ours"}, create_pr=True)
+    assert SHARD in hub.files(REPO, "refs/pr/1")
+    for author, nums in ((None, [1, 2]), ("mallory", [1]), ("alice", [2]), ("nobody", [])):
+        found = list(api.get_repo_discussions(REPO, author=author))
+        assert [d.num for d in found] == nums
+        assert {d.author for d in found} <= {author or "alice", author or "mallory"}
+
+
 def test_long_listings_come_in_pages(make_hub: Callable[..., Hub]) -> None:
     """The client follows the Link headers of trees and histories to the last page."""
     hub = make_hub("lfs", page_size=3)

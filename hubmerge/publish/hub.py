@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hubmerge.errors import TargetChangedError, UsageError
+from hubmerge.errors import AccessError, TargetChangedError, UsageError
 from hubmerge.publish.hub_errors import BusyError, PassingError, translated
 
 if TYPE_CHECKING:
@@ -304,16 +304,34 @@ class Hub:
 
         return self._retry(doing, make, already_done)
 
-    def open_pull_requests(self) -> list[tuple[str, str]]:
-        """Url and revision of each open pull request, newest first."""
+    def own_pull_requests(self) -> list[tuple[str, str]]:
+        """Url and revision of each open pull request of the token's user, newest first.
+
+        Anybody may open one, with any content and any words: those of others prove nothing.
+        """
+        user = self._user()
+        if user is None:
+            return []
 
         def look() -> list[tuple[str, str]]:
             found = self._api.get_repo_discussions(
-                self.repo_id, discussion_type="pull_request", discussion_status="open"
+                self.repo_id,
+                author=user,
+                discussion_type="pull_request",
+                discussion_status="open",
             )
-            return [(d.url, str(d.git_reference)) for d in found]
+            return [(d.url, str(d.git_reference)) for d in found if d.author == user]
 
         return self._retry("listing pull requests", look)
+
+    def _user(self) -> str | None:
+        """Whose token it is; None where it may not ask that, as one of a CI job may not."""
+        try:
+            return self._retry(
+                "looking up whose token it is", lambda: str(self._api.whoami(cache=True)["name"])
+            )
+        except AccessError:
+            return None
 
     # How calls are made
 

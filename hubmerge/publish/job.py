@@ -159,7 +159,7 @@ class Job:
             )
 
     def _published_already(self) -> Prepared | None:
-        """The result, where the branch (or a pull request for it) holds just what is planned."""
+        """The result, where the branch (or our pull request for it) holds just what is planned."""
         held = self._all_on(self._target)
         if held is not None:
             url = f"{self.hub.url}/tree/{self._target.revision}"

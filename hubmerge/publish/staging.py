@@ -225,8 +225,8 @@ class Target:
         self.files = hub.files(head)
 
     def pull_requests(self) -> Iterator[tuple[str, Target]]:
-        """Url and branch of the open pull requests, newest first."""
-        for url, revision in self._hub.open_pull_requests()[:_PULL_REQUESTS_SEARCHED]:
+        """Url and branch of our own open pull requests, newest first."""
+        for url, revision in self._hub.own_pull_requests()[:_PULL_REQUESTS_SEARCHED]:
             head = self._hub.head(revision)
             if head is not None:
                 yield url, Target(self._hub, revision, head)
@@ -338,8 +338,8 @@ class Target:
         return None
 
     def _find_own_pull_request(self, record: Record) -> Published | None:
-        """The open pull request whose commit has this record."""
-        for url, revision in self._hub.open_pull_requests()[:_PULL_REQUESTS_SEARCHED]:
+        """Our own open pull request whose commit has this record."""
+        for url, revision in self._hub.own_pull_requests()[:_PULL_REQUESTS_SEARCHED]:
             newest = self._hub.commits(revision)[0]
             if record.to_text() in newest.description:
                 return Published(url, newest.sha, revision, changed=True)

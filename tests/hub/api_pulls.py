@@ -55,13 +55,14 @@ def _find(call: Call, repo: Repo) -> Discussion:
 
 
 async def list_discussions(call: Call) -> Response:
-    """GET /api/models/{repo}/discussions"""
+    """GET /api/models/{repo}/discussions?type&status&author"""
     repo, query = call.repo(), call.request.query_params
-    kind, status = query.get("type", "all"), query.get("status", "all")
+    kind, status, author = query.get("type", "all"), query.get("status", "all"), query.get("author")
     found = [
         _summary(repo, d)
         for d in repo.discussions.values()
-        if kind in ("all", "pull_request" if d.is_pull else "discussion")
+        if author in (None, d.author)
+        and kind in ("all", "pull_request" if d.is_pull else "discussion")
         and (status == "all" or (status == "open") == (d.status in ("open", "draft")))
     ]
     return JSONResponse({"count": len(found), "start": 0, "discussions": found})
