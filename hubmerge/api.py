@@ -12,9 +12,10 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.convert import ConvertResult, convert_plan
 from hubmerge.errors import CheckpointError, HubmergeError, UsageError, only_our_errors
+from hubmerge.filenames import INDEX_NAME
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC
-from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, INDEX_NAME, Plan
+from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 from hubmerge.plan_options import (
     PlanOptions,
     check_options,
@@ -31,7 +32,7 @@ from hubmerge.publish.staging import content_ids, newest_record
 from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.ranks import ALONE, Ranks
 from hubmerge.report import Preview
-from hubmerge.verify import VerifyResult, verify_folder, verify_listing
+from hubmerge.verify import VerifyResult, compare_listing, verify_folder, verify_listing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -221,6 +222,8 @@ def verify(
     if (save_dir is None) == (repo_id is None):
         raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
     if save_dir is not None:
+        if not Path(save_dir).is_dir():
+            raise UsageError(f"{save_dir}: no such folder", "Check --save-dir.")
         planned, assets = plan(load_dir, **options)
         # The card names the repository that the folder was made for.
         named = repository_named_in(Path(save_dir) / CARD)
@@ -232,11 +235,26 @@ def verify(
 def _verify_repository(
     load_dir: str | Path, hub: Hub, revision: str, progress: Progress, options: PlanOptions
 ) -> VerifyResult:
+    if options.get("card") is not None or options.get("license") is not None:
+        raise UsageError(
+            "--card and --license are compared with a folder only",
+            "Leave them out: what card a push made is told by its commit.",
+        )
     commit = hub.head(revision)  # a branch may move meanwhile
     if commit is None:
         raise UsageError(f"{hub.repo_id} has no revision {revision!r}", "Check --revision.")
     record = newest_record(hub, commit)
     listing = hub.files(commit)
+    ids = recalled_content_ids(record.options)
+    recorded = {name: value for name, value in record.options.items() if name != "files"}
+    place = f"{hub.url}/tree/{revision}"
+    told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
+    changed = compare_listing(told_by, listing)
+    if changed and options.get("model_assets_dir") is None:
+        # What is not what was pushed must not say how to read the checkpoint.
+        found = [difference.file for difference in changed]
+        others = tuple(name for name in listing if name not in found)
+        return VerifyResult(place, len(found), tuple(changed), 0.0, others, recorded)
     with tempfile.TemporaryDirectory() as temporary:
         for name in (CONFIG, INDEX_NAME):
             if name in listing:
@@ -247,12 +265,11 @@ def _verify_repository(
         made_with = recalled_options(record.options, options)
         made_with.setdefault("model_assets_dir", temporary)
         planned, assets = plan(load_dir, **made_with)
-    ids = recalled_content_ids(record.options)
     if options.get("model_assets_dir") is not None:
         ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}
     if planned.index is not None:
         ids[INDEX_NAME] = content_ids(planned.index)
-    return verify_listing(planned, ids, listing, f"{hub.url}/tree/{revision}", progress)
+    return verify_listing(planned, ids, listing, place=place, options=recorded, progress=progress)
 
 
 def _default_save_dir(load_dir: Path) -> Path:

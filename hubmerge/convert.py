@@ -11,9 +11,10 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.filenames import INDEX_NAME
 from hubmerge.fingerprint import fingerprint
 from hubmerge.output_folder import OutputFolder, check_shared, note_shard
-from hubmerge.plan import INDEX_NAME, Plan
+from hubmerge.plan import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CardOptions, small_files
 from hubmerge.ranks import ALONE, Ranks

@@ -3,6 +3,7 @@
 ::
 
     HubmergeError                 1   something failed that has no more exact class
+    ├── LostContentError              the Hub has lost what was uploaded; it is sent again
     ├── UsageError                2   an option or a folder that cannot be used as asked
     ├── CheckpointError           3   the checkpoint is bad, incomplete or not one at all
     │   ├── NotACheckpointError       no checkpoint in the folder that was given
@@ -10,6 +11,8 @@
     │   └── NoModelWeightsError       a checkpoint, but no key in it belongs to a model
     ├── UnsafeInputError          4   the input asks for something that must never be done
     ├── TemporaryError            5   the same command, run again, resumes
+    │   └── PassingError              a fault of the Hub or the network, tried again for a while
+    │       └── BusyError             another commit to the repository was faster
     ├── AccessError               6   token or permission
     ├── NoRoomError               7   not enough disk or memory
     ├── MismatchError             8   what is stored is not what the checkpoint gives
@@ -66,6 +69,10 @@ class HubmergeError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(_message(message))
         self.hint = _message(hint or self.usual_hint)
+
+
+class LostContentError(HubmergeError):
+    """The Hub has lost content that was uploaded, and refuses a commit that names it."""
 
 
 class UsageError(HubmergeError):
@@ -144,6 +151,26 @@ class TemporaryError(HubmergeError):
 
     exit_code = 5
     usual_hint = "Run the same command again: it resumes where this run ended."
+
+
+class PassingError(TemporaryError):
+    """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
+
+    attempts = 6
+
+    def __init__(self, message: str, wait_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+
+
+class BusyError(PassingError):
+    """Another commit to the repository was faster.
+
+    Of many ranks that commit at the same time one gets through at each attempt of the others, so
+    that these may need more of them.
+    """
+
+    attempts = 12
 
 
 class AccessError(HubmergeError):

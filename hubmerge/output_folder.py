@@ -24,27 +24,22 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from hubmerge.errors import NoRoomError, UsageError
-from hubmerge.names.lora import ADAPTER_CONFIG
-from hubmerge.plan import INDEX_NAME, Plan
+from hubmerge.filenames import DECISIVE, INDEX_NAME, is_weights, superseded
+from hubmerge.plan import Plan
 from hubmerge.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
 from hubmerge.stream import BLOCK_BYTES
 
 JOURNAL = ".hubmerge.journal"
-_WEIGHTS = re.compile(r"(?:adapter_)?model(-\d{5,}-of-\d{5,})?\.safetensors")
-
-# By these a loader tells what the weights beside them are: they are removed first.
-_DECISIVE = {INDEX_NAME, ADAPTER_CONFIG}
 
 # More than any journal has: a line for each shard.
 _MAX_JOURNAL_BYTES = 2**24
@@ -53,17 +48,6 @@ _MAX_JOURNAL_BYTES = 2**24
 _SEEN_WITHIN_SECONDS = 60.0
 _LOOK_EVERY_SECONDS = 0.2
 _HASHED_AT_A_TIME = 4
-
-
-def superseded(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:
-    """Which of these files, beside which a model or an adapter is put, must not stay.
-
-    An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
-    """
-    if is_adapter:
-        return []
-    old = (name for name in names if name in _DECISIVE or _WEIGHTS.fullmatch(name))
-    return [name for name in old if name not in kept]
 
 
 class OutputFolder:
@@ -161,12 +145,12 @@ class OutputFolder:
             is_ours = name in self._planned or name.endswith(PARTIAL_SUFFIX)
             if is_ours and name not in self.finished:
                 old.add(name)
-        return [self.path / name for name in sorted(old, key=lambda n: (n not in _DECISIVE, n))]
+        return [self.path / name for name in sorted(old, key=lambda n: (n not in DECISIVE, n))]
 
     def _is_weights(self, name: str) -> bool:
         """Is it a shard, complete or partial?"""
         final = name.removesuffix(PARTIAL_SUFFIX)
-        return final in self._planned or bool(_WEIGHTS.fullmatch(final))
+        return final in self._planned or is_weights(final)
 
     def _clear(self) -> None:
         """Remove what is not of this plan."""
@@ -186,7 +170,7 @@ class OutputFolder:
         journal = self.path / JOURNAL
         if journal.exists() and journal.stat().st_size:
             return
-        decisive = {INDEX_NAME} if self._is_adapter else _DECISIVE
+        decisive = {INDEX_NAME} if self._is_adapter else DECISIVE
         names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         found = [name for name in names if self._is_weights(name) or name in decisive]
         if found:

@@ -17,15 +17,13 @@ from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.tiling import covering_chunks
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES, DType
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
+from hubmerge.filenames import ADAPTER_NAME, SINGLE_NAME
 from hubmerge.names.model import Box, Dropped, Naming, Weight
 from hubmerge.safetensors_header import MAX_HEADER_BYTES, build_header, file_order
 
 DEFAULT_SHARD_SIZE = 2_000_000_000
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = ("bfloat16", "float16", "float32", "auto")
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-ADAPTER_NAME = "adapter_model.safetensors"
 
 # The Hub refuses larger files.
 MAX_SHARD_BYTES = 500_000_000_000

@@ -18,9 +18,10 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.filenames import ADAPTER_CONFIG
 from hubmerge.gc_pause import gc_paused
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
-from hubmerge.names.lora import ADAPTER_CONFIG, find_adapter_config
+from hubmerge.names.lora import find_adapter_config
 from hubmerge.names.model import Naming
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, read_reference

@@ -9,18 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.filenames import superseded
+from hubmerge.output_folder import JOURNAL
 from hubmerge.plan import Plan, PlannedShard, PlannedTensor
 from hubmerge.progress import Progress
+from hubmerge.publish.card import CARD, same_card
 from hubmerge.publish.hub import RemoteFile
 from hubmerge.shard_writer import hash_shard
 from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 
 _ABSENT = "no such file"
+
+# The Hub puts it into each repository.
+_NOBODYS = {".gitattributes"}
+
+# Characters of one line for a person; --json has all.
+_MOST_SHOWN = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +45,37 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """The verdict: no differences, or each of them."""
+    """The verdict: no differences, or each of them.
+
+    Attributes:
+        files: how many were looked at.
+        unchecked: others that are there, of which the checkpoint says nothing.
+        options: with which the model was made, by the commit's own record; None for a folder.
+    """
 
     place: str
     files: int
     differences: tuple[Difference, ...]
     seconds: float
+    unchecked: tuple[str, ...] = ()
+    options: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     def to_text(self) -> str:
-        if not self.differences:
-            return f"✓ Verified {self.files} files in {self.seconds:.1f} s\nplace: {self.place}"
-        lines = [f"✗ {len(self.differences)} of {self.files} files differ in {self.place}"]
+        if self.differences:
+            lines = [f"✗ {len(self.differences)} files differ in {self.place}"]
+        else:
+            lines = [
+                f"✓ Verified {self.files} files in {self.seconds:.1f} s",
+                f"place: {self.place}",
+            ]
+        if self.options is not None:
+            lines.append(f"made with, as the commit says: {json.dumps(self.options)}"[:_MOST_SHOWN])
+        if self.unchecked:
+            names = ", ".join(self.unchecked)
+            lines.append(f"not looked at, since no push made them: {names}"[:_MOST_SHOWN])
         for difference in self.differences:
             where = f", first in {difference.tensor!r}" if difference.tensor else ""
             lines.append(
@@ -73,28 +100,35 @@ def verify_folder(
         difference = _shard_in_folder(shard, files, folder / shard.filename, progress)
         if difference is not None:
             differences.append(difference)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    differences.extend(_unplanned(plan, names))
     for name, content in small.items():
         path = folder / name
         expected = _describe(hashlib.sha256(content).hexdigest(), len(content))
         found = _describe_file(path) if path.is_file() else _ABSENT
-        if found != expected:
+        is_same_card = name == CARD and found != _ABSENT and same_card(path.read_bytes(), content)
+        if found != expected and not is_same_card:
             differences.append(Difference(name, expected, found))
-    return _result(str(folder), len(plan.shards) + len(small), differences, began)
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    if JOURNAL in names:
+        differences.append(Difference(JOURNAL, _ABSENT, "the mark of a run that was cut off"))
+    differences += _of_another_model(plan, small, names)
+    planned = {shard.filename for shard in plan.shards} | set(small)
+    return _result(str(folder), planned, names, differences, began)
 
 
 def verify_listing(
     plan: Plan,
-    content_ids: dict[str, tuple[str, ...]],
-    listing: dict[str, RemoteFile],
+    content_ids: Mapping[str, tuple[str, ...]],
+    listing: Mapping[str, RemoteFile],
+    *,
     place: str,
+    options: Mapping[str, Any],
     progress: Progress,
 ) -> VerifyResult:
     """Compare the Hub's own listing with what the plan would push.
 
     Args:
         content_ids: sha256 and git blob id of each other file; a listing has one of them.
+        options: with which the model was made, by the commit's own record.
     """
     began = time.monotonic()
     files = _open(plan, progress)
@@ -105,21 +139,32 @@ def verify_listing(
         found = _describe(str(remote.sha256), remote.size) if remote else _ABSENT
         if found != expected:
             differences.append(Difference(shard.filename, expected, found))
+    differences += compare_listing(content_ids, listing)
+    differences += _of_another_model(plan, content_ids, listing)
+    planned = {shard.filename for shard in plan.shards} | set(content_ids)
+    return replace(_result(place, planned, listing, differences, began), options=options)
+
+
+def compare_listing(
+    content_ids: Mapping[str, tuple[str, ...]], listing: Mapping[str, RemoteFile]
+) -> list[Difference]:
+    """The files of which the Hub lists another content than these."""
+    differences = []
     for name, ids in content_ids.items():
         remote = listing.get(name)
         found = remote.sha256 or remote.blob_id if remote else _ABSENT
         if found not in ids:
             differences.append(Difference(name, " or ".join(ids), found))
-    differences.extend(_unplanned(plan, listing))
-    return _result(place, len(plan.shards) + len(content_ids), differences, began)
+    return differences
 
 
-def _unplanned(plan: Plan, names: Iterable[str]) -> Iterator[Difference]:
-    """Weights that the plan does not have: a loader could take them for the model's."""
-    planned = {shard.filename for shard in plan.shards}
-    for name in names:
-        if name.endswith(".safetensors") and "/" not in name and name not in planned:
-            yield Difference(name, _ABSENT, "weights of something else")
+def _of_another_model(
+    plan: Plan, small: Collection[str], names: Collection[str]
+) -> Iterator[Difference]:
+    """Files that the plan does not have, and that a loader could take for the model's."""
+    kept = {shard.filename for shard in plan.shards} | set(small)
+    for name in superseded(names, kept, is_adapter=plan.is_adapter):
+        yield Difference(name, _ABSENT, "a file of another model")
 
 
 def _open(plan: Plan, progress: Progress) -> DataFiles:
@@ -129,8 +174,21 @@ def _open(plan: Plan, progress: Progress) -> DataFiles:
     return files
 
 
-def _result(place: str, count: int, differences: list[Difference], began: float) -> VerifyResult:
-    return VerifyResult(place, count, tuple(differences), round(time.monotonic() - began, 3))
+def _result(
+    place: str,
+    planned: Collection[str],
+    names: Collection[str],
+    differences: list[Difference],
+    began: float,
+) -> VerifyResult:
+    looked_at = set(planned) | {difference.file for difference in differences}
+    return VerifyResult(
+        place=place,
+        files=len(looked_at),
+        differences=tuple(differences),
+        seconds=round(time.monotonic() - began, 3),
+        unchecked=tuple(name for name in names if name not in looked_at | _NOBODYS),
+    )
 
 
 def _shard_in_folder(

@@ -80,7 +80,7 @@ def test_each_class_of_a_library(library: object, checkpoint: Path, tmp_path: Pa
             lambda: hubmerge.push(checkpoint, REPO),
             lambda: hubmerge.verify(checkpoint, save_dir=tmp_path),
         ],
-        "hubmerge.api:newest_record": [lambda: hubmerge.verify(checkpoint, repo_id=REPO)],
+        "hubmerge.api:Hub.head": [lambda: hubmerge.verify(checkpoint, repo_id=REPO)],
     }
     for place, of_place in calls.items():
         for call in of_place:

@@ -19,6 +19,10 @@ from hubmerge.assets import CONFIG, Assets
 from hubmerge.checkpoint.model import StoredTensor
 from hubmerge.names.parts import Part
 
+# Numbers in a config that say how many modules there are, and more than any model has.
+_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|depth)$")
+_MOST_MODULES = 10_000
+
 # What transformers does to tensors on the way in that is cutting or reordering on the way back.
 _SLICING = {"MergeModulelist", "Concatenate", "Transpose"}
 
@@ -97,6 +101,7 @@ def _build(folder: Path, *, trust_remote_code: bool) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    _refuse_endless(config.to_dict())
     model_class = _model_class(config)
     with torch.device("meta"):
         if model_class is not None:
@@ -108,6 +113,15 @@ def _build(folder: Path, *, trust_remote_code: bool) -> Any:
                     return auto.from_config(config, trust_remote_code=True)
     named = ", ".join(config.architectures or ()) or config.model_type
     raise UnknownArchitectureError(f"transformers has no class {named}")
+
+
+def _refuse_endless(config: Mapping[str, Any]) -> None:
+    """A config may come from a repository; one of a million layers would be built for ever."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(value)
+        elif isinstance(value, int) and value > _MOST_MODULES and _COUNT.search(name):
+            raise UnknownArchitectureError(f"{name} is {value:,}, more than any model has")
 
 
 def _model_class(config: Any) -> Any:

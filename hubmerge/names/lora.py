@@ -8,9 +8,7 @@ from pathlib import Path
 
 from hubmerge.assets import Asset, read_json
 from hubmerge.errors import CheckpointError, UsageError
-
-ADAPTER_NAME = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+from hubmerge.filenames import ADAPTER_CONFIG
 
 # What PEFT puts around the model.
 _ROOT = "base_model.model."

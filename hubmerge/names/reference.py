@@ -5,7 +5,6 @@ Read from the index and the headers of its safetensors files; no tensor is read,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,12 +13,9 @@ from pathlib import Path
 from hubmerge.assets import read_json
 from hubmerge.dtypes import DType
 from hubmerge.errors import CheckpointError, HubmergeError, UsageError
+from hubmerge.filenames import INDEX_NAME, SINGLE_NAME, is_model_weights
 from hubmerge.safetensors_header import read_header
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-
-_FILE = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 _MOST_LISTED = 10
 
 # Beyond this many names, the search for similar ones would take longer than the conversion.
@@ -136,7 +132,7 @@ def assign_files(names: Iterable[str], reference: Reference) -> dict[str, str]:
         file = reference.files.get(name)
         if file is None:
             unknown.append(name)
-        elif not _FILE.fullmatch(file):
+        elif not is_model_weights(file):
             raise UsageError(f"--like-base-shards: {file!r} is no name for a file of weights")
         else:
             files[name] = file

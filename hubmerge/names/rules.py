@@ -17,6 +17,7 @@ from typing import Any
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
 from hubmerge.dtypes import BY_NAME
 from hubmerge.errors import CheckpointError, NoModelWeightsError
+from hubmerge.filenames import ADAPTER_NAME
 from hubmerge.names import lora, titan
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.experts import lay_out
@@ -174,7 +175,7 @@ def _name_adapter(draft: _Draft, options: NamingOptions) -> Naming:
         _with_kept_dtype(Weight.whole(name, tensor), options)
         for name, tensor in draft.tensors.items()
     ]
-    files = {weight.name: lora.ADAPTER_NAME for weight in weights}
+    files = {weight.name: ADAPTER_NAME for weight in weights}
     return Naming(weights, draft.dropped, "; ".join(draft.why), draft.warnings, files)
 
 

@@ -17,8 +17,8 @@ from yaml import YAMLError
 
 from hubmerge.assets import Assets
 from hubmerge.errors import UsageError
-from hubmerge.names.lora import ADAPTER_CONFIG
-from hubmerge.plan import INDEX_NAME, Plan
+from hubmerge.filenames import ADAPTER_CONFIG, INDEX_NAME
+from hubmerge.plan import Plan
 from hubmerge.report import human_bytes
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ MARK = "<!-- Written by hubmerge; remove this line to keep your own changes. -->
 CARD = "README.md"
 
 _HEADER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", re.DOTALL)
+# The lines of a card that depend on the checkpoint's path, or on who wrote it.
+_OF_ITS_TIME = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZERS = frozenset(
     {
@@ -97,6 +99,11 @@ def repository_named_in(path: Path) -> str | None:
         return None
     named = re.search(r'\.from_pretrained\("([^"]+)"', text)
     return named[1] if named and is_ours(text) and _HUB_ID.fullmatch(named[1]) else None
+
+
+def same_card(left: bytes, right: bytes) -> bool:
+    """Are two cards the same, but for where and when they were written?"""
+    return _OF_ITS_TIME.sub(b"", left) == _OF_ITS_TIME.sub(b"", right)
 
 
 def is_ours(text: str) -> bool:

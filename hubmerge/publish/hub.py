@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hubmerge.errors import AccessError, TargetChangedError, UsageError
-from hubmerge.publish.hub_errors import BusyError, PassingError, translated
+from hubmerge.errors import AccessError, BusyError, PassingError, TargetChangedError, UsageError
+from hubmerge.publish.hub_errors import translated
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
@@ -73,6 +73,16 @@ class Refs:
     tags: dict[str, str]
 
 
+def _clean(token: str | None) -> str | None:
+    """A token as it was meant; what no token has would be repeated by the HTTP library's error."""
+    if token is None:
+        return None
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise AccessError("--token: what was given is no token (a character that none has)")
+    return token
+
+
 class Hub:
     """One model repository, as one user sees it.
 
@@ -90,7 +100,7 @@ class Hub:
         # Its own messages ("No files have been modified …") are for people who call it by hand.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self.repo_id = repo_id
-        self._api = HfApi(token=token, library_name="hubmerge")
+        self._api = HfApi(token=_clean(token), library_name="hubmerge")
 
     @property
     def url(self) -> str:

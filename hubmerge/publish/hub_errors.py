@@ -11,41 +11,17 @@ from typing import Any, cast
 
 from hubmerge.errors import (
     AccessError,
+    BusyError,
     HubmergeError,
+    LostContentError,
+    PassingError,
     TargetChangedError,
-    TemporaryError,
     UsageError,
 )
 
-RERUN = "Run the same command again: it resumes where this run ended."
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write to the repository."
 _URL = re.compile(r"\w+://\S+")
 _REFUSED = re.compile(r"\b(?:401|403|Unauthorized|Forbidden)\b")
 _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-
-
-class PassingError(TemporaryError):
-    """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
-
-    attempts = 6
-
-    def __init__(self, message: str, wait_seconds: float | None = None) -> None:
-        super().__init__(message, RERUN)
-        self.wait_seconds = wait_seconds
-
-
-class BusyError(PassingError):
-    """Another commit to the repository was faster.
-
-    Of many ranks that commit at the same time one gets through at each attempt of the others, so
-    that these may need more of them.
-    """
-
-    attempts = 12
-
-
-class LostContentError(HubmergeError):
-    """The Hub has lost content that was uploaded, and refuses a commit that names it."""
 
 
 @contextmanager
@@ -69,7 +45,7 @@ def translated(doing: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _from_response(error, doing) from None
     except (LocalTokenNotFoundError, OIDCError) as error:
-        raise AccessError(f"{doing}: no token: {_one_line(error)}", _LOGIN) from None
+        raise AccessError(f"{doing}: no token: {_one_line(error)}") from None
     except OfflineModeIsEnabled:
         raise UsageError(
             "HF_HUB_OFFLINE is set, so nothing can be published",
@@ -92,11 +68,11 @@ def _from_builtin(error: Exception, doing: str) -> HubmergeError:
         return _from_response(error.__cause__, doing)
     text = f"{doing}: {type(error).__name__}: {_one_line(error)}"
     if type(error).__name__ == "XetAuthenticationError":  # hf_xet may not be installed
-        return AccessError(f"{doing}: {_one_line(error)}", _LOGIN)
+        return AccessError(f"{doing}: {_one_line(error)}")
     if isinstance(error, ConnectionError):
         # hf_xet names the url, and with it the repository, whose name may hold any number.
         if _REFUSED.search(_URL.sub("", str(error))):
-            return AccessError(f"{doing}: the Hub refused the token ({_one_line(error)})", _LOGIN)
+            return AccessError(f"{doing}: the Hub refused the token ({_one_line(error)})")
         return PassingError(text)
     if isinstance(error, OSError) and error.errno is not None:
         return HubmergeError(f"{doing}: {error.strerror}: {error.filename}")
@@ -110,15 +86,17 @@ def _from_response(error: Any, doing: str) -> HubmergeError:
     if status in _PASSING_STATUSES:
         return PassingError(text, _wait_seconds(error.response.headers))
     if status in (401, 403):
-        return AccessError(text, _LOGIN)
+        return AccessError(text)
     if status == 404:
         return AccessError(
-            text, "Check the name of the repository, and that the token may see it. " + _LOGIN
+            text,
+            "Check the name of the repository, and that the token may see it. "
+            + AccessError.usual_hint,
         )
     if status == 409 and "in progress" in said:
         return BusyError(text)
     if status == 412:
-        return TargetChangedError(text, RERUN)
+        return TargetChangedError(text)
     is_lost = status == 400 and "LFS pointer" in said
     return LostContentError(text) if is_lost else HubmergeError(text)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.errors import LostContentError
 from hubmerge.plan import PlannedShard
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import Hub
-from hubmerge.publish.hub_errors import LostContentError
 from hubmerge.publish.room import Aborted, Room
 from hubmerge.publish.staging import Staging, not_there
 from hubmerge.shard_writer import WrittenShard, write_shard

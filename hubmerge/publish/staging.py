@@ -30,8 +30,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.errors import HubmergeError, MismatchError, TargetChangedError, UsageError
-from hubmerge.names.lora import ADAPTER_CONFIG
-from hubmerge.plan import INDEX_NAME
+from hubmerge.filenames import ADAPTER_NAME, superseded
 from hubmerge.publish.hub import Hub, RemoteCommit, RemoteFile
 from hubmerge.shard_writer import WrittenShard
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 BRANCH_PREFIX = "hubmerge/"
 _RECORD = re.compile(r"<!-- hubmerge (\{.*\}) -->")
-_WEIGHTS = re.compile(r"(?:adapter_)?model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 # How far back in the target's history its newest record is looked for.
 _COMMITS_SEARCHED = 50
@@ -265,15 +263,8 @@ class Target:
             for name, content in small.items()
             if not holds(self.files, name, content)
         ]
-        # An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
-        is_adapter = ADAPTER_CONFIG in small or any(name.startswith("adapter_") for name in shards)
-        stale = [
-            CommitOperationDelete(path)
-            for path in self.files
-            if (_WEIGHTS.fullmatch(path) and path not in shards)
-            or (path in (INDEX_NAME, ADAPTER_CONFIG) and path not in small)
-        ]
-        return [*copies, *additions, *([] if is_adapter else stale)]
+        stale = superseded(self.files, {*shards, *small}, is_adapter=ADAPTER_NAME in shards)
+        return [*copies, *additions, *map(CommitOperationDelete, stale)]
 
     def move(
         self,
@@ -359,7 +350,7 @@ def newest_record(hub: Hub, revision: str) -> Record:
     Raises:
         UsageError: no commit there is by hubmerge.
     """
-    for commit in hub.commits(revision)[:_COMMITS_SEARCHED]:
+    for commit in hub.commits(revision):
         record = parse_record(f"{commit.title}\n{commit.description}")
         if record is not None:
             return record

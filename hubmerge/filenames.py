@@ -1,0 +1,37 @@
+"""The names of files by which loaders find a model: weights, their index, an adapter's config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_NAME = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+# By these a loader tells what the weights beside them are.
+DECISIVE = frozenset({INDEX_NAME, ADAPTER_CONFIG})
+
+_MODEL_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
+_ADAPTER_WEIGHTS = re.compile(r"adapter_model(-\d{5,}-of-\d{5,})?\.safetensors")
+
+
+def is_model_weights(name: str) -> bool:
+    """Is it a name for a file of a whole model's weights?"""
+    return bool(_MODEL_WEIGHTS.fullmatch(name))
+
+
+def is_weights(name: str) -> bool:
+    """Is it a name for a file of weights, a model's or an adapter's?"""
+    return is_model_weights(name) or bool(_ADAPTER_WEIGHTS.fullmatch(name))
+
+
+def superseded(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:
+    """Which of these files, beside which a model or an adapter is put, must not stay.
+
+    An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
+    """
+    if is_adapter:
+        return []
+    return [name for name in names if (name in DECISIVE or is_weights(name)) and name not in kept]
