@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from hubmerge.errors import CheckpointError, HubmergeError, UsageError, only_our
 from hubmerge.filenames import INDEX_NAME
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC
-from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, MAX_SHARD_BYTES, Plan
 from hubmerge.plan_options import (
     PlanOptions,
     check_options,
@@ -264,6 +265,9 @@ def _verify_repository(
                 Path(temporary, name).write_text(text, encoding="utf-8")
         made_with = recalled_options(record.options, options)
         made_with.setdefault("model_assets_dir", temporary)
+        if INDEX_NAME not in listing:  # all in one file, whatever decided that
+            made_with["shard_size"] = MAX_SHARD_BYTES
+            made_with["naming"] = replace(made_with["naming"], like_base_shards=False)
         planned, assets = plan(load_dir, **made_with)
     if options.get("model_assets_dir") is not None:
         ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}

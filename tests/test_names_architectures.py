@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import hubmerge
+from hubmerge.names.architecture import UnknownArchitectureError, refuse_endless
 from tests.trainers.models import ARCHITECTURES, build, logits
 from tests.trainers.saves import save_config, save_model
 
@@ -70,3 +71,12 @@ def test_another_model_gives_other_logits() -> None:
     torch.manual_seed(1)
     other = ARCHITECTURES["llama"]().eval()
     assert not torch.allclose(one, logits(other), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "n_routed_experts", "text_config"])
+def test_a_config_without_end_is_not_built(name: str) -> None:
+    """A million layers would take all memory and all time; what is merely large is none of them."""
+    value: Any = {"num_hidden_layers": 10**9} if name == "text_config" else 10**9
+    with pytest.raises(UnknownArchitectureError, match="1,000,000,000"):
+        refuse_endless({"shared_expert_intermediate_size": 20_480, name: value})
+    refuse_endless({"shared_expert_intermediate_size": 20_480, "block_size": 131_072})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hubmerge import NamingOptions
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.plan_options import PlanOptions, recalled_content_ids, recalled_options
 from tests.hub.server import Hub
+from tests.push.models import Model
 
 pytest_plugins = ["tests.push.plugin"]
 
@@ -265,3 +267,100 @@ def test_what_is_no_option_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="number of bytes"):
         hubmerge.convert(checkpoint, tmp_path / "out", shard_size="2GB")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_base_shards_of_a_single_file(pushed_from_a_base: tuple[Path, Path]) -> None:
+    """`--like-base-shards` needs the base model to push, and only the commit to verify."""
+    run, assets = pushed_from_a_base
+    push(run, model_assets_dir=assets, naming=NamingOptions(like_base_shards=True))
+    assert hubmerge.verify(run, repo_id=REPO).differences == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json",
+             "model-00001-of-00002.safetensors"],
+)  # fmt: skip
+def test_what_a_loader_would_take_first_is_a_difference(
+    name: str, api: HfApi, naps: list[float], checkpoint: Path, tmp_path: Path
+) -> None:
+    """An adapter's config beside a model changes what is loaded, though no file of it changed."""
+    hubmerge.push(checkpoint, REPO)
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id=REPO)
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="notes/a.txt", repo_id=REPO)
+    hubmerge.convert(checkpoint, tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(b"{}")
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "notes" / "a.txt").write_bytes(b"x")
+    for result in (
+        hubmerge.verify(checkpoint, repo_id=REPO),
+        hubmerge.verify(checkpoint, save_dir=tmp_path / "out"),
+    ):
+        assert [d.file for d in result.differences] == [name]
+        assert result.unchecked == ("notes/a.txt",)
+        assert "notes/a.txt" in result.to_text()
+
+
+def test_a_run_that_was_cut_off_is_a_difference(checkpoint: Path, converted: Path) -> None:
+    """The journal of a conversion says that it is not complete."""
+    (converted / ".hubmerge.journal").write_text("{}")
+    (difference,) = verify_folder(checkpoint, converted).differences
+    assert difference.file == ".hubmerge.journal"
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b'{"num_hidden_layers": 1000000000}'])
+def test_a_changed_config_is_named_and_not_used(
+    content: bytes, api: HfApi, naps: list[float], model: Model
+) -> None:
+    """What was not pushed says nothing about how to read the checkpoint."""
+    hubmerge.push(model.load_dir, REPO, model_assets_dir=model.assets)
+    assert hubmerge.verify(model.load_dir, repo_id=REPO).differences == ()
+    api.upload_file(path_or_fileobj=content, path_in_repo="config.json", repo_id=REPO)
+    result = hubmerge.verify(model.load_dir, repo_id=REPO)
+    assert [d.file for d in result.differences] == ["config.json"]
+    assert "model.safetensors" in result.unchecked
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "README.md"])
+def test_each_small_file_of_a_repository_is_checked(
+    name: str, api: HfApi, naps: list[float], model: Model
+) -> None:
+    """One that was edited, and one that was deleted, is the one difference."""
+    hubmerge.push(model.load_dir, REPO, model_assets_dir=model.assets)
+    assert name in api.list_repo_files(REPO)
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id=REPO)
+    assert [d.file for d in hubmerge.verify(model.load_dir, repo_id=REPO).differences] == [name]
+    api.delete_file(name, repo_id=REPO)
+    assert [d.file for d in hubmerge.verify(model.load_dir, repo_id=REPO).differences] == [name]
+
+
+def test_a_checkpoint_that_was_moved_is_the_same(checkpoint: Path, tmp_path: Path) -> None:
+    """The card says the step and the layout, which the path tells; they are no difference."""
+    step = shutil.copytree(checkpoint, tmp_path / "checkpoints" / "global_step_7")
+    hubmerge.convert(step, tmp_path / "out", shard_size=SHARD_SIZE)
+    assert "Step: 7" in (tmp_path / "out" / "README.md").read_text()
+    assert verify_folder(checkpoint, tmp_path / "out").differences == ()
+
+
+def test_what_the_commit_says_is_shown(api: HfApi, naps: list[float], checkpoint: Path) -> None:
+    """Who may write to a repository can write its record: what it claims is printed."""
+    push(checkpoint, naming=NamingOptions(rename=("layers=>blocks",)))
+    result = hubmerge.verify(checkpoint, repo_id=REPO)
+    assert result.options is not None
+    assert result.options["naming"] == {"rename": ["layers=>blocks"]}
+    assert "layers=>blocks" in result.to_text()
+
+
+@pytest.mark.parametrize("option", [{"card": "README.md"}, {"license": "mit"}])
+def test_a_repositorys_card_is_told_by_its_commit(
+    option: dict[str, Any], api: HfApi, naps: list[float], checkpoint: Path
+) -> None:
+    """Options that would not be looked at are refused."""
+    push(checkpoint)
+    with pytest.raises(UsageError, match="with a folder only"):
+        hubmerge.verify(checkpoint, repo_id=REPO, **option)
+
+
+def test_a_folder_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    """Said before anything is hashed."""
+    with pytest.raises(UsageError, match="no such folder"):
+        hubmerge.verify(checkpoint, save_dir=tmp_path / "nowhere")

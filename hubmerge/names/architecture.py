@@ -101,7 +101,7 @@ def _build(folder: Path, *, trust_remote_code: bool) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    _refuse_endless(config.to_dict())
+    refuse_endless(config.to_dict())
     model_class = _model_class(config)
     with torch.device("meta"):
         if model_class is not None:
@@ -115,11 +115,11 @@ def _build(folder: Path, *, trust_remote_code: bool) -> Any:
     raise UnknownArchitectureError(f"transformers has no class {named}")
 
 
-def _refuse_endless(config: Mapping[str, Any]) -> None:
+def refuse_endless(config: Mapping[str, Any]) -> None:
     """A config may come from a repository; one of a million layers would be built for ever."""
     for name, value in config.items():
         if isinstance(value, Mapping):
-            _refuse_endless(value)
+            refuse_endless(value)
         elif isinstance(value, int) and value > _MOST_MODULES and _COUNT.search(name):
             raise UnknownArchitectureError(f"{name} is {value:,}, more than any model has")
 
