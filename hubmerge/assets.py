@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ class Assets:
     files: tuple[Asset, ...]
     config: dict[str, Any] | None
     warnings: tuple[str, ...]
+
+
+def is_asset(name: str) -> bool:
+    """Is it the name of a file that `collect_assets` takes from the top of a folder?"""
+    return name in _NAMES or any(fnmatch(name, pattern) for pattern in _PATTERNS)
 
 
 def collect_assets(folder: Path | None, dtype: str | None) -> Assets:

@@ -73,8 +73,10 @@ def convert_plan(
         if ranks.rank == 0:
             small = small_files(plan, assets, card, repo_id)
             index = small.pop(INDEX_NAME, None)
-            folder = _open_folder(plan, files, small, save_dir, overwrite=overwrite)
+            digest = fingerprint(plan, files)
+            folder = OutputFolder(save_dir, plan, digest, small, overwrite=overwrite)
             until_done.callback(folder.close)
+            folder.write_small()
         finished = ranks.gather(dict(folder.finished) if folder else {})[0]
         if folder is None:
             check_shared(save_dir)
@@ -98,23 +100,6 @@ def convert_plan(
         warnings=plan.warnings + assets.warnings,
         seconds=round(time.monotonic() - began, 3),
     )
-
-
-def _open_folder(
-    plan: Plan, files: DataFiles, small: dict[str, bytes], save_dir: Path, *, overwrite: bool
-) -> OutputFolder:
-    """The locked folder, with the small files in it."""
-    shard_bytes = sum(shard.size_bytes for shard in plan.shards)
-    needed_bytes = shard_bytes + sum(map(len, small.values())) + len(plan.index or b"")
-    digest = fingerprint(plan, files)
-    folder = OutputFolder(save_dir, plan, digest, needed_bytes, overwrite=overwrite)
-    try:
-        for name, content in small.items():
-            folder.write(name, content)
-    except BaseException:
-        folder.close()
-        raise
-    return folder
 
 
 def _write_shards(

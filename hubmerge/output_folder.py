@@ -27,12 +27,13 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import FileIO
 from pathlib import Path
 
+from hubmerge.assets import CONFIG, is_asset
 from hubmerge.errors import NoRoomError, UsageError
 from hubmerge.filenames import DECISIVE, INDEX_NAME, is_weights, superseded
 from hubmerge.plan import Plan
@@ -57,8 +58,8 @@ class OutputFolder:
         path: created if missing.
         digest: names what is written, so that a later run knows whether finished shards are still
             right.
-        needed_bytes: what the whole output takes.
-        overwrite: replace a model that is already there.
+        small: the content of each file without weights but the index, by name.
+        overwrite: replace what is already there, be it a model or a file of another origin.
 
     Raises:
         UsageError: the folder holds a model, or another run works in it.
@@ -66,16 +67,18 @@ class OutputFolder:
     """
 
     def __init__(
-        self, path: Path, plan: Plan, digest: str, needed_bytes: int, *, overwrite: bool
+        self, path: Path, plan: Plan, digest: str, small: Mapping[str, bytes], *, overwrite: bool
     ) -> None:
         self.path = path
-        self._digest = digest
+        self._digest, self._small, self._overwrite = digest, small, overwrite
         self._is_adapter = plan.is_adapter
         self._planned = {shard.filename: shard.size_bytes for shard in plan.shards}
         self.finished: dict[str, WrittenShard] = {}
         """Complete shards by filename."""
         if not overwrite:
-            self._refuse_existing_model()
+            self._refuse_existing()
+        needed_bytes = sum(self._planned.values()) + sum(map(len, small.values()))
+        needed_bytes += len(plan.index or b"")
         # What is there is either kept or removed before the first shard is written.
         check_room(path, needed_bytes - sum(old.lstat().st_size for old in self._old_files()))
         with disk_errors(path):
@@ -84,7 +87,7 @@ class OutputFolder:
         try:
             self._lock()
             if not overwrite:  # again: until it was locked, another run could work here
-                self._refuse_existing_model()
+                self._refuse_existing()
             self._resume()
             self._clear()
         except BaseException:
@@ -145,6 +148,8 @@ class OutputFolder:
             is_ours = name in self._planned or name.endswith(PARTIAL_SUFFIX)
             if is_ours and name not in self.finished:
                 old.add(name)
+        if self._overwrite and CONFIG in self._small:  # the older model's tokenizer goes with it
+            old |= {name for name in names if is_asset(name) and name not in self._small}
         return [self.path / name for name in sorted(old, key=lambda n: (n not in DECISIVE, n))]
 
     def _is_weights(self, name: str) -> bool:
@@ -162,10 +167,11 @@ class OutputFolder:
             self._file.write(b"".join(line + b"\n" for line in lines))
             os.fsync(self._file.fileno())
 
-    def _refuse_existing_model(self) -> None:
-        """Raises UsageError where the folder holds a model that no incomplete run of ours left.
+    def _refuse_existing(self) -> None:
+        """Raises UsageError where the folder holds what no incomplete run of ours left there.
 
-        A journal without its first line is of a run that was killed before it touched the folder.
+        That is a model, or another file of a name that is to be written. A journal without its
+        first line is of a run that was killed before it touched the folder.
         """
         journal = self.path / JOURNAL
         if journal.exists() and journal.stat().st_size:
@@ -178,6 +184,18 @@ class OutputFolder:
                 f"{self.path}: already holds a model ({min(found)})",
                 "Use --overwrite to replace it, or another --save-dir.",
             )
+        for name, content in self._small.items():
+            path = self.path / name
+            if path.exists() and (path.is_dir() or path.read_bytes() != content):
+                raise UsageError(
+                    f"{path}: is there already, and is not what would be written",
+                    "Use --overwrite to replace it, or another --save-dir.",
+                )
+
+    def write_small(self) -> None:
+        """Write the files without weights, all but the index."""
+        for name, content in self._small.items():
+            self.write(name, content)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file so that its name appears only when it is complete."""

@@ -449,6 +449,35 @@ def test_another_model_is_only_replaced_on_demand(tmp_path: Path) -> None:
     assert content(out) == wanted() | {"mine.txt": b"mine"}
 
 
+def test_no_file_of_the_users_is_replaced_unasked(tmp_path: Path) -> None:
+    """A project's own README or config: refused before any write; --overwrite replaces it."""
+    for name in ("README.md", "config.json"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("{}")
+        with pytest.raises(errors.UsageError, match=rf"{name}: is there already") as refusal:
+            convert(out)
+        assert "--overwrite" in refusal.value.hint
+        assert content(out) == {name: b"{}"}
+        convert(out, overwrite=True)
+        assert content(out) == wanted()
+    same = tmp_path / "same"
+    same.mkdir()
+    shutil.copy(assets() / "config.json", same)  # it says float32
+    hubmerge.convert(source(), same, dtype="float32", model_assets_dir=assets())
+
+
+def test_the_older_models_tokenizer_goes_with_it(tmp_path: Path) -> None:
+    """Replaced by a model with a config, nothing of the older one is left to be loaded."""
+    convert(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "mine.json").write_text("{}")
+    hubmerge.convert(source(), tmp_path, shard_size=SHARD_SIZE, overwrite=True)  # no config: kept
+    assert (tmp_path / "tokenizer_config.json").exists()
+    convert(tmp_path, overwrite=True)
+    assert content(tmp_path) == wanted() | {"mine.json": b"{}"}
+
+
 def test_a_changed_plan_keeps_nothing_of_the_last(tmp_path: Path) -> None:
     """After a killed run, another dtype starts afresh: no shard of the old plan is kept."""
     out = tmp_path / "out"

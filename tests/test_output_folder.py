@@ -152,7 +152,7 @@ def test_a_folder_in_it_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (victim / "tool.jinja").write_text("mine")
     (out / name).symlink_to(victim)
     with pytest.raises(UsageError, match="is a link"):
-        convert(out, model_assets_dir=assets)
+        convert(out, model_assets_dir=assets, overwrite=True)
     assert (victim / "tool.jinja").read_text() == "mine"
 
 
@@ -262,5 +262,5 @@ def test_a_config_of_an_adapter_alone_is_not_removed_unasked(tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"already holds a model \(adapter_config.json\)"):
         convert(out)
     assert content(out) == {"adapter_config.json": b"{}"}
-    hubmerge.convert(lora(), out)
+    hubmerge.convert(lora(), out, overwrite=True)
     assert (out / "adapter_model.safetensors").exists()
