@@ -1,20 +1,28 @@
-"""Checkpoints of more data files than can be open at a time."""
+"""Data files: more than can be open, some that may not be opened, and what is read how often."""
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint._extension import ZStandard
 
 import hubmerge
 from hubmerge.checkpoint import records
+from hubmerge.errors import NotACheckpointError
+from tests.checkpoints.cases_plain import save_alone
 from tests.checkpoints.fixtures import checkpoint_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -91,3 +99,49 @@ def test_a_header_is_read_once_however_often_its_file_is_opened(
     assert min(opened.values()) > 2
     assert set(read.values()) == {1}
     assert read.keys() == opened.keys()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_what_this_user_may_not_open_is_no_damage(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is sound: to copy it again would change nothing."""
+    save_alone(tmp_path / "c", {"model": {"model.a.weight": torch.ones(2)}})
+    real = os.open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> int:
+        if str(path).endswith(".distcp"):
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(hubmerge.HubmergeError, match=os.strerror(number)) as refusal:
+        hubmerge.convert(tmp_path / "c", tmp_path / "out")
+    assert type(refusal.value) is hubmerge.HubmergeError
+    assert "__0_0.distcp" in str(refusal.value)
+    assert "Copy" not in refusal.value.hint
+
+
+def test_a_compressed_transposed_tensor_is_decompressed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each slab of it needs all of the record: not all of the record again for each slab."""
+    tensor = torch.randn(3000, 2000).t()
+    writer = FileSystemWriter(tmp_path / "c", _extensions=[ZStandard()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": {"model.a.weight": tensor}}, storage_writer=writer, no_dist=True)
+    opened = []
+    real = records._CODECS["stream.zstd/1"]
+    monkeypatch.setitem(records._CODECS, "stream.zstd/1", lambda s: opened.append(s) or real(s))
+    hubmerge.convert(tmp_path / "c", tmp_path / "out", dtype="auto")
+    (found,) = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert torch.equal(found, tensor)
+    assert len(opened) <= 3
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """Somebody points at `.metadata` itself."""
+    (tmp_path / "x").write_bytes(b"")
+    with pytest.raises(NotACheckpointError, match="a file, and no folder"):
+        hubmerge.inspect(tmp_path / "x")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+from errno import EACCES, EMFILE, ENFILE, EPERM
 from pathlib import Path
 
-from hubmerge.errors import DamagedFileError, UnsafeInputError
+from hubmerge.errors import DamagedFileError, UnsafeInputError, from_os_error
+
+_NOT_ITS_FAULT = (EACCES, EPERM, EMFILE, ENFILE)
 
 
 def open_inside(folder: Path, name: str) -> int:
@@ -22,6 +25,7 @@ def open_inside(folder: Path, name: str) -> int:
 
     Raises:
         DamagedFileError: it is missing, or cannot be opened.
+        HubmergeError: this user or process may not open it.
         UnsafeInputError: it is no regular file, or lies outside the folder.
     """
     path = folder / name
@@ -43,6 +47,8 @@ def open_inside(folder: Path, name: str) -> int:
     except FileNotFoundError:
         raise DamagedFileError(name, "the data file is missing") from None
     except OSError as error:
+        if error.errno in _NOT_ITS_FAULT:
+            raise from_os_error(error, name) from None
         raise DamagedFileError(name, f"cannot be opened: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was replaced in between
         os.close(fd)

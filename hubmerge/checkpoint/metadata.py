@@ -150,7 +150,8 @@ def _not_a_checkpoint(folder: Path) -> NotACheckpointError:
             "The checkpoint is incomplete and cannot be used; take an earlier step.",
         )
     if not folder.is_dir():
-        return NotACheckpointError(f"{folder}: no such folder", "Check --load-dir.")
+        what = "a file, and no folder" if folder.exists() else "no such folder"
+        return NotACheckpointError(f"{folder}: {what}", "Check --load-dir.")
     data_files = sum(1 for _ in folder.glob("*.distcp"))
     if data_files:
         return NotACheckpointError(

@@ -12,7 +12,7 @@ from typing import Any
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.unpickle import Inert, load, new_dict, pairs, same_tuple
 from hubmerge.dtypes import BY_NAME, DType
-from hubmerge.errors import DamagedFileError
+from hubmerge.errors import CheckpointError, DamagedFileError
 
 # A shape has at most 64 (torch's own limit), and two more come with its strides.
 _MAX_NUMBERS = 66
@@ -76,6 +76,7 @@ def read_pickle(data: bytes, chunk: Chunk, dtype: DType, label: str) -> Layout:
 
     Raises:
         DamagedFileError: it describes something else.
+        CheckpointError: it describes what cannot be read as it is stored.
         UnsafeInputError: it names something to execute.
     """
     # A persistent id is ("storage", its type, its entry's name, device, elements).
@@ -96,7 +97,10 @@ def read_pickle(data: bytes, chunk: Chunk, dtype: DType, label: str) -> Layout:
             label, f"the record holds {found} {sizes} instead of {dtype.name} {chunk.sizes}"[:300]
         )
     if any(value for flags in args[6:] for _, value in pairs(flags) or ()):
-        raise DamagedFileError(label, "the record's tensor is a conjugated or negated view")
+        raise CheckpointError(
+            f"{label}: a tensor in it is a conjugated or negated view, which is not supported",
+            "Save it with resolve_conj() and resolve_neg(), or leave it out with --exclude.",
+        )
     if not (
         isinstance(storage.name, str)
         and isinstance(strides, tuple)

@@ -133,6 +133,7 @@ class _Stream:
     def __init__(self, open_stream: Callable[[], Any], name: str) -> None:
         self._open, self._name = open_stream, name
         self._stream, self._position = open_stream(), 0
+        self._viewed: dict[tuple[int, int], memoryview] = {}
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         if offset < self._position:
@@ -147,9 +148,12 @@ class _Stream:
         self._position += done
 
     def view(self, offset: int, length: int) -> memoryview:
-        buffer = memoryview(bytearray(length))
-        self.read_into(offset, buffer)
-        return buffer
+        # Kept, since each slab of the tensor asks for it again, and would decompress it again.
+        if (offset, length) not in self._viewed:
+            buffer = memoryview(bytearray(length))
+            self.read_into(offset, buffer)
+            self._viewed = {(offset, length): buffer}
+        return self._viewed[offset, length]
 
     def _read(self, size: int) -> bytes:
         try:
