@@ -19,6 +19,9 @@ from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
 from hubmerge.ranks import ALONE, Ranks, current_ranks
 from hubmerge.signals import ended_by_signals
 
+# Of the commands that only look.
+_STARTS_AGAIN = "nothing was changed, and the same command can be run again"
+
 
 def main() -> NoReturn:
     """Run the command and exit with the code that `hubmerge.errors` documents."""
@@ -29,7 +32,8 @@ def main() -> NoReturn:
 
     def say(number: int) -> None:
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        _say(ranks, f"{word}; the same command resumes where this run ended")
+        resumes = "the same command resumes where this run ended"
+        _say(ranks, f"{word}; {resumes if 'push' in sys.argv[:2] else _STARTS_AGAIN}")
 
     with ended_by_signals(say):
         try:

@@ -1,7 +1,18 @@
 """The local folder in which finished shards stand until they are uploaded.
 
 All that hubmerge writes there is in a subfolder of its own, so that a folder which holds other
-things loses none of them. One run at a time uses it; what a run that was killed left in it goes.
+things loses none of them. One run at a time uses it. What a run that dies leaves in it:
+
+    1. the lock and the empty subfolder               nothing of the model
+    2. NAME.partial, growing, then NAME               a shard that the Hub does not have
+    3. NAME, while it is uploaded and committed       a shard that the Hub may have, or not
+    4. NAME is deleted, after the Hub's listing       no shard: the staging branch holds it
+       showed it (or, of many, after its upload:      (or the Hub holds its content, which the
+       then one that the Hub lacks is made again)     next run finds out, or uploads again)
+    5. subfolder and lock are removed                 nothing
+
+The next run never trusts what it finds there: it empties the subfolder, asks the staging branch
+what the Hub holds, and converts the rest again, to the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The command, so slow at writing that a test can interrupt it: python -m tests.faults.slow ARGS"""
+"""The command, so slow at each write (of shards, or `SLOW`) that a test can interrupt it:
+
+SLOW=preadv python -m tests.faults.slow ARGS
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from typing import Any
 
 from hubmerge.cli import main
 
-_write = os.write
+_NAME = os.environ.get("SLOW", "write")
+_real = getattr(os, _NAME)
 
 
-def _slowly(*args: Any) -> int:
+def _slowly(*args: Any) -> Any:
     time.sleep(0.3)
-    return _write(*args)
+    return _real(*args)
 
 
 if __name__ == "__main__":
-    os.write = _slowly
+    setattr(os, _NAME, _slowly)
     main()
