@@ -75,7 +75,7 @@ class VerifyResult:
             lines.append(f"made with, as the commit says: {json.dumps(self.options)}"[:_MOST_SHOWN])
         if self.unchecked:
             names = ", ".join(self.unchecked)
-            lines.append(f"not looked at, since no push made them: {names}"[:_MOST_SHOWN])
+            lines.append(f"not looked at: {names}"[:_MOST_SHOWN])
         for difference in self.differences:
             where = f", first in {difference.tensor!r}" if difference.tensor else ""
             lines.append(
