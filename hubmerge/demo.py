@@ -6,6 +6,7 @@ checkpoint is one that any trainer could have written.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -116,3 +117,6 @@ def _train_rank(root: Path) -> None:
 
 if __name__ == "__main__":
     _train_rank(Path(sys.argv[1]))
+    # Now and then torch aborts where the interpreter takes its threads down, with all work done.
+    sys.stderr.flush()
+    os._exit(0)

@@ -71,7 +71,8 @@ def main(root: Path, names: Sequence[str]) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group("gloo")
         write_in_group(cases, root)
-        return
+        sys.stderr.flush()
+        os._exit(0)  # as in `hubmerge.demo`
     if any(case.is_model for case in cases):
         import transformers.models.llama.modeling_llama  # noqa: F401  (once, before the forks)
     for world, group in groupby(cases, key=lambda case: case.ranks):
