@@ -249,23 +249,23 @@ def _verify_repository(
     ids = recalled_content_ids(record.options)
     recorded = {name: value for name, value in record.options.items() if name != "files"}
     place = f"{hub.url}/tree/{revision}"
+    # What is not what was pushed must not say how to read the checkpoint.
     told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
-    changed = compare_listing(told_by, listing)
-    if changed and options.get("model_assets_dir") is None:
-        # What is not what was pushed must not say how to read the checkpoint.
-        found = [difference.file for difference in changed]
-        others = tuple(name for name in listing if name not in found)
-        return VerifyResult(place, len(found), tuple(changed), 0.0, others, recorded)
+    changed = {difference.file: difference for difference in compare_listing(told_by, listing)}
+    if CONFIG in changed and options.get("model_assets_dir") is None:
+        found = tuple(changed.values())
+        others = tuple(name for name in listing if name not in changed)
+        return VerifyResult(place, len(found), found, 0.0, others, recorded)
     with tempfile.TemporaryDirectory() as temporary:
         for name in (CONFIG, INDEX_NAME):
-            if name in listing:
+            if name in listing and name not in changed:
                 if listing[name].size > MAX_JSON_BYTES:
                     raise CheckpointError(f"{name} in {hub.repo_id} is too large to be read")
                 text = hub.read_text(name, commit)
                 Path(temporary, name).write_text(text, encoding="utf-8")
         made_with = recalled_options(record.options, options)
         made_with.setdefault("model_assets_dir", temporary)
-        if INDEX_NAME not in listing:  # all in one file, whatever decided that
+        if INDEX_NAME not in {*listing, *ids}:  # all in one file, whatever decided that
             made_with["shard_size"] = MAX_SHARD_BYTES
             made_with["naming"] = replace(made_with["naming"], like_base_shards=False)
         planned, assets = plan(load_dir, **made_with)

@@ -333,6 +333,18 @@ def test_each_small_file_of_a_repository_is_checked(
     assert [d.file for d in hubmerge.verify(model.load_dir, repo_id=REPO).differences] == [name]
 
 
+def test_a_changed_index_hides_no_other_difference(
+    api: HfApi, naps: list[float], model: Model
+) -> None:
+    """It is computed again, so that the shards are looked at all the same."""
+    hubmerge.push(model.load_dir, REPO, model_assets_dir=model.assets, shard_size=15_000)
+    index, shard = "model.safetensors.index.json", "model-00002-of-00004.safetensors"
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo=index, repo_id=REPO)
+    api.delete_file(shard, repo_id=REPO)
+    found = hubmerge.verify(model.load_dir, repo_id=REPO).differences
+    assert {difference.file for difference in found} == {index, shard}
+
+
 def test_a_checkpoint_that_was_moved_is_the_same(checkpoint: Path, tmp_path: Path) -> None:
     """The card says the step and the layout, which the path tells; they are no difference."""
     step = shutil.copytree(checkpoint, tmp_path / "checkpoints" / "global_step_7")
