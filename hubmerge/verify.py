@@ -110,8 +110,8 @@ def verify_folder(
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     if JOURNAL in names:
         differences.append(Difference(JOURNAL, _ABSENT, "the mark of a run that was cut off"))
-    differences += _of_another_model(plan, small, names)
-    planned = {shard.filename for shard in plan.shards} | set(small)
+    planned = _planned(plan, small)
+    differences += _of_another_model(planned, names, is_adapter=plan.is_adapter)
     return _result(str(folder), planned, names, differences, began)
 
 
@@ -140,8 +140,8 @@ def verify_listing(
         if found != expected:
             differences.append(Difference(shard.filename, expected, found))
     differences += compare_listing(content_ids, listing)
-    differences += _of_another_model(plan, content_ids, listing)
-    planned = {shard.filename for shard in plan.shards} | set(content_ids)
+    planned = _planned(plan, content_ids)
+    differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)
     return replace(_result(place, planned, listing, differences, began), options=options)
 
 
@@ -158,12 +158,16 @@ def compare_listing(
     return differences
 
 
+def _planned(plan: Plan, small: Collection[str]) -> set[str]:
+    """The names of all files that there must be."""
+    return {shard.filename for shard in plan.shards} | set(small)
+
+
 def _of_another_model(
-    plan: Plan, small: Collection[str], names: Collection[str]
+    planned: Collection[str], names: Collection[str], *, is_adapter: bool
 ) -> Iterator[Difference]:
     """Files that the plan does not have, and that a loader could take for the model's."""
-    kept = {shard.filename for shard in plan.shards} | set(small)
-    for name in superseded(names, kept, is_adapter=plan.is_adapter):
+    for name in superseded(names, planned, is_adapter=is_adapter):
         yield Difference(name, _ABSENT, "a file of another model")
 
 
