@@ -1,6 +1,7 @@
 """Writing one shard: read and cast in the caller's thread; hash, then write, in others.
 
-Memory is `_BLOCKS` blocks that go round and two blocks of work space, whatever the shard's size.
+Memory is `_BLOCKS` blocks that go round, two blocks of work space, and what is collected for one
+write past the page cache, whatever the shard's size.
 The file is written append-only and in order, so any filesystem will do. It grows under the name
 ``NAME.partial``; it gets its own name only when it is complete and synced:
 
@@ -12,10 +13,13 @@ The file is written append-only and in order, so any filesystem will do. It grow
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +39,12 @@ _WRITEBACK_BYTES = 256 << 20
 # fallocate(2): set room aside, and leave the size of the file as it is.
 _FALLOC_FL_KEEP_SIZE = 1
 
+# What is written past the page cache goes in pieces of this size. Disks ask for a multiple of their
+# sector; the larger it is, the less often a disk that is far away is waited for.
+_DIRECT_BYTES = 8 << 20
+
 # All the memory that writing a shard takes.
-BUFFER_BYTES = (_BLOCKS + 2) * BLOCK_BYTES
+BUFFER_BYTES = (_BLOCKS + 2) * BLOCK_BYTES + _DIRECT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +61,14 @@ def write_shard(
     files: DataFiles,
     folder: Path,
     on_bytes: Callable[[int], None],
+    *,
+    is_read_next: bool = False,
 ) -> WrittenShard:
     """Write `shard` into `folder`.
 
     Args:
         on_bytes: told of each number of output bytes as they are written.
+        is_read_next: keep it in the page cache, since it is about to be uploaded.
 
     Raises:
         DamagedFileError, UnsafeInputError: a stored chunk cannot be read as planned.
@@ -69,7 +80,8 @@ def write_shard(
         try:
             partial.unlink(missing_ok=True)  # a link there would be followed
             with open(partial, "xb", buffering=0) as file:
-                sha256 = _write(shard, files, file.fileno(), on_bytes)
+                output = _Output(file.fileno(), is_direct=not is_read_next)
+                sha256 = _write(shard, files, output, on_bytes)
                 os.fsync(file.fileno())
             partial.replace(path)
             sync_folder(folder)
@@ -85,15 +97,18 @@ def hash_shard(shard: PlannedShard, files: DataFiles, on_bytes: Callable[[int], 
 
 
 def _write(
-    shard: PlannedShard, files: DataFiles, fd: int | None, on_bytes: Callable[[int], None]
+    shard: PlannedShard,
+    files: DataFiles,
+    output: _Output | None,
+    on_bytes: Callable[[int], None],
 ) -> str:
     digest = hashlib.sha256()
     stages: list[Stage] = [digest.update]
     with ExitStack() as until_done:
-        if fd is not None:
-            _reserve(fd, shard.size_bytes)
-            disk = until_done.enter_context(ThreadPoolExecutor(1, "disk"))
-            stages.append(_Appended(fd, disk).write)
+        if output is not None:
+            output.reserve(shard.size_bytes)
+            until_done.enter_context(output)
+            stages.append(output.write)
         conveyor = until_done.enter_context(Conveyor(stages, _BLOCKS, BLOCK_BYTES))
         for block, size_bytes in _blocks(shard, files, conveyor.block):
             conveyor.send(block, size_bytes)
@@ -119,42 +134,98 @@ def _blocks(
             yield block, slab.size_bytes
 
 
-def _reserve(fd: int, size_bytes: int) -> None:
-    """Have the filesystem set room aside for the whole file, where it can; its size stays 0.
+class _Output:
+    """A file that grows by blocks; a context manager: when it is left, all has been written.
 
-    A disk that is too full says so before the work, and writing to it is cheaper. Not
-    `os.posix_fallocate`: where the filesystem cannot do it, that writes the whole file once more.
-
-    Raises:
-        OSError: there is not so much room.
+    Args:
+        is_direct: write past the page cache (O_DIRECT), where the filesystem can. Nobody reads the
+            file soon, so it need not push the checkpoint out of memory; and a machine that has to
+            find fresh memory for every page is slow at it.
     """
-    import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "fallocate"):  # only Linux has it
-        return
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, 0, size_bytes) and ctypes.get_errno() in DISK_FULL:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-class _Appended:
-    """A file that grows by blocks; `disk` begins to store them, which may wait for its queue."""
-
-    def __init__(self, fd: int, disk: Executor) -> None:
-        self._fd, self._disk = fd, disk
+    def __init__(self, fd: int, *, is_direct: bool) -> None:
+        self._fd = fd
         self._size = self._begun = 0  # bytes: written, and of these given to the disk
+        self._disk = ThreadPoolExecutor(1, "disk")
+        self._is_direct = is_direct and self._set_direct(True)
+        # Mapped memory begins on a page, as a direct write must.
+        self._collected = memoryview(mmap.mmap(-1, _DIRECT_BYTES)) if self._is_direct else None
+        self._filled = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have the filesystem set room aside for the whole file, where it can; its size stays 0.
+
+        A disk that is too full says so before the work, and writing to it is cheaper. Not
+        `os.posix_fallocate`: where the filesystem cannot do it, that writes the whole file once
+        more.
+
+        Raises:
+            OSError: there is not so much room.
+        """
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "fallocate"):  # only Linux has it
+            return
+        libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        failed = libc.fallocate(self._fd, _FALLOC_FL_KEEP_SIZE, 0, size_bytes)
+        if failed and ctypes.get_errno() in DISK_FULL:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def write(self, block: memoryview) -> None:
+        """Append `block`; it may be changed afterwards."""
+        if self._collected is None:
+            self._append(block)
+            return
         while block:
-            written = os.write(self._fd, block)
+            piece = block[: _DIRECT_BYTES - self._filled]
+            self._collected[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            block = block[len(piece) :]
+            if self._filled == _DIRECT_BYTES:
+                self._append(self._collected)
+                self._filled = 0
+
+    def _append(self, block: memoryview) -> None:
+        while block:
+            try:
+                written = os.write(self._fd, block)
+            except OSError as error:
+                if not (self._is_direct and error.errno == errno.EINVAL):
+                    raise
+                self._is_direct = self._set_direct(False)  # this disk cannot, or not from here
+                continue
             self._size += written
             block = block[written:]
-        if self._size - self._begun >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
-            length = self._size - self._begun
+        if not self._is_direct:
+            self._begin_storing()
+
+    def _begin_storing(self) -> None:
+        length = self._size - self._begun
+        if length >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
+            # In a thread of its own: it may have to wait for the disk's queue.
             advice = os.POSIX_FADV_DONTNEED
             self._disk.submit(os.posix_fadvise, self._fd, self._begun, length, advice)
             self._begun = self._size
+
+    def _set_direct(self, on: bool) -> bool:
+        """Write past the page cache from now on, or through it; is it past it now?"""
+        flag = getattr(os, "O_DIRECT", 0)  # macOS has none
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+        except OSError:  # not on this filesystem
+            return False
+        return on and flag != 0
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._disk:
+            if kind is None and self._collected is not None:
+                self._is_direct = self._set_direct(False)  # the end is no multiple of a sector
+                self._append(self._collected[: self._filled])
 
 
 def sync_folder(folder: Path) -> None:

@@ -93,7 +93,7 @@ PUSH_PLACES = [
         "preupload_lfs_files", "create_commit",
     )),
     "hubmerge.publish.push:fingerprint", "hubmerge.publish.pipeline:write_shard",
-    "hubmerge.stream:cast", "hubmerge.shard_writer:_Appended.write",
+    "hubmerge.stream:cast", "hubmerge.shard_writer:_Output.write",
 ]  # fmt: skip
 
 

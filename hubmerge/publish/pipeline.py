@@ -92,7 +92,10 @@ class Pipeline:
         try:
             for shard in shards:
                 self._room.take(shard.size_bytes, self._check)
-                finished.put(write_shard(shard, self._files, self._folder, self._on_bytes))
+                written = write_shard(
+                    shard, self._files, self._folder, self._on_bytes, is_read_next=True
+                )
+                finished.put(written)
             finished.put(None)
             self._wait_for(uploader, self._check)
         except Aborted:
