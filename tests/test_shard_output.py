@@ -28,11 +28,13 @@ def write(path: Path, sizes: list[int], *, is_direct: bool) -> bytes:
 @pytest.mark.parametrize("is_direct", [True, False])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_the_file_holds_what_was_sent(tmp_path: Path, sizes: list[int], is_direct: bool) -> None:
+    """Whatever the sizes of the blocks: the end is no multiple of a sector."""
     sent = write(tmp_path / "file", sizes, is_direct=is_direct)
     assert (tmp_path / "file").read_bytes() == sent
 
 
 def test_a_disk_that_refuses_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the same bytes through the page cache."""
     real, refused = os.write, []
 
     def refuse(fd: int, block: memoryview) -> int:
@@ -48,6 +50,7 @@ def test_a_disk_that_refuses_direct_writes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_direct_write_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left then begins where no sector does."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, block: real(fd, block[: max(1, len(block) - 4095)]))
     sent = write(tmp_path / "file", [2 * _DIRECT_BYTES + 9000], is_direct=True)
@@ -55,6 +58,7 @@ def test_a_direct_write_that_ends_early(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_other_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is full for the page cache too."""
     def full(fd: int, block: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
