@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["float", "fp8", "int", "bool", "complex"]
+Kind = Literal["float", "scaled", "int", "bool", "complex"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class DType:
         name: torch's name for it, as in ``torch.bfloat16``.
         code: safetensors' name for it, as in the header of a file.
         itemsize: bytes per element.
-        kind: only ``float`` is ever cast; ``fp8`` has no meaning without its scale.
+        kind: only ``float`` is ever cast; ``scaled`` (fp8, fp4) has no meaning without its scale.
         order: the place of its tensors in a file, see `hubmerge.safetensors_header`.
     """
 
@@ -25,6 +25,11 @@ class DType:
     itemsize: int
     kind: Kind
     order: int
+
+    @property
+    def packed(self) -> int:
+        """Numbers in one element: torch counts pairs of four bits as one, safetensors as two."""
+        return 2 if self.name.endswith("_x2") else 1
 
 
 # In the order in which safetensors (0.8) lays out tensors of one file: larger alignment first.
@@ -40,13 +45,14 @@ _TABLE: tuple[tuple[str, str, int, Kind], ...] = (
     ("float16", "F16", 2, "float"),
     ("uint16", "U16", 2, "int"),
     ("int16", "I16", 2, "int"),
-    ("float8_e5m2fnuz", "F8_E5M2FNUZ", 1, "fp8"),
-    ("float8_e4m3fnuz", "F8_E4M3FNUZ", 1, "fp8"),
-    ("float8_e8m0fnu", "F8_E8M0", 1, "fp8"),
-    ("float8_e4m3fn", "F8_E4M3", 1, "fp8"),
-    ("float8_e5m2", "F8_E5M2", 1, "fp8"),
+    ("float8_e5m2fnuz", "F8_E5M2FNUZ", 1, "scaled"),
+    ("float8_e4m3fnuz", "F8_E4M3FNUZ", 1, "scaled"),
+    ("float8_e8m0fnu", "F8_E8M0", 1, "scaled"),
+    ("float8_e4m3fn", "F8_E4M3", 1, "scaled"),
+    ("float8_e5m2", "F8_E5M2", 1, "scaled"),
     ("int8", "I8", 1, "int"),
     ("uint8", "U8", 1, "int"),
+    ("float4_e2m1fn_x2", "F4", 1, "scaled"),
     ("bool", "BOOL", 1, "bool"),
 )
 
@@ -67,7 +73,6 @@ UNSUPPORTED_NAMES = frozenset(
         "qint32",
         "quint4x2",
         "quint2x4",
-        "float4_e2m1fn_x2",
         *(f"uint{bits}" for bits in range(1, 8)),
         *(f"int{bits}" for bits in range(1, 8)),
         *(f"bits{shape}" for shape in ("1x8", "2x4", "4x2", "8", "16")),

@@ -215,14 +215,16 @@ def plan_as_stored(source: StoredTensor) -> PlannedTensor:
 def _plan_tensor(weight: Weight, wanted: str, may_overflow: bool = False) -> PlannedTensor:
     source = weight.source
     stored = BY_NAME.get(source.dtype)
-    if stored is None:
-        reason = (
-            "is not known" if source.dtype not in UNSUPPORTED_NAMES else "has no safetensors form"
+    if stored is None or (stored.packed > 1 and not source.shape):
+        is_known = stored or source.dtype in UNSUPPORTED_NAMES
+        reason = "has no safetensors form" if is_known else "is not known"
+        raise CheckpointError(
+            f"{source.key!r} is stored as {source.dtype} {source.shape}, which {reason}",
+            "Leave it out with --exclude if the model can do without it.",
         )
-        raise CheckpointError(f"{source.key!r} is stored as {source.dtype}, which {reason}")
     target = stored
     if wanted != "auto":
-        if stored.kind == "fp8":
+        if stored.kind == "scaled":
             raise CheckpointError(
                 f"{source.key!r} is stored as {stored.name}, which means nothing without its scale "
                 f"and is never cast to {wanted}",

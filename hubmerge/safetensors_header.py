@@ -29,7 +29,7 @@ _METADATA = {"format": "pt"}
 
 @dataclass(frozen=True, slots=True)
 class HeaderTensor:
-    """One tensor of a header; ``offset`` counts bytes from the start of the file."""
+    """One tensor of a header, of torch's shape; ``offset`` counts bytes from the file's start."""
 
     name: str
     dtype: DType
@@ -50,13 +50,14 @@ def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> bytes
     """The first bytes of what ``safetensors.torch.save_file(…, {"format": "pt"})`` writes.
 
     Args:
-        tensors: name, dtype and shape of each tensor, already sorted by `file_order`.
+        tensors: name, dtype and torch's shape of each tensor, already sorted by `file_order`.
     """
     entries: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
     for name, dtype, shape in tensors:
         start, end = end, end + prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": dtype.code, "shape": shape, "data_offsets": (start, end)}
+        sizes = (*shape[:-1], shape[-1] * dtype.packed) if dtype.packed > 1 else shape
+        entries[name] = {"dtype": dtype.code, "shape": sizes, "data_offsets": (start, end)}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
@@ -125,6 +126,10 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
         raise CheckpointError(f"{label}: {name!r} has the unknown dtype {code}")
     if not (_is_sizes(shape) and _is_sizes(offsets)) or len(offsets) != 2:
         raise problem
+    if dtype.packed > 1:
+        if not shape or shape[-1] % dtype.packed:
+            raise problem
+        shape[-1] //= dtype.packed
     tensor = HeaderTensor(name, dtype, tuple(shape), data_start + offsets[0])
     if tensor.size_bytes != offsets[1] - offsets[0]:
         raise problem

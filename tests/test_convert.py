@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import hubmerge
 from hubmerge.names.options import NamingOptions
@@ -105,16 +107,36 @@ def test_a_shard_may_be_exactly_full(tmp_path: Path) -> None:
         assert_converted(out, tensors, shard_size)
 
 
-@pytest.mark.parametrize("name", ["dtypes_fp8", "fp8_2"])
+@pytest.mark.parametrize("name", ["dtypes_fp8", "fp8_2", "dtypes_fp4"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_fp8_is_never_cast(name: str, dtype: str, tmp_path: Path) -> None:
-    """fp8 without its scale means nothing: refused before a file is written, with the way out."""
+    """Without its scale it means nothing: refused before a file is written, with the way out."""
     out = tmp_path / "out"
     with pytest.raises(hubmerge.HubmergeError) as refusal:
         hubmerge.convert(checkpoint_path(name), out, dtype=dtype)
-    assert "float8_e" in str(refusal.value)
+    assert re.search("float[48]_e", str(refusal.value))
     assert "auto" in refusal.value.hint
     assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2).reshape(()),
+        torch.zeros(3, dtype=torch.complex128),
+    ],
+)
+def test_what_safetensors_cannot_hold(tensor: torch.Tensor, tmp_path: Path) -> None:
+    """`save_file` refuses these too; the message names the tensor and the way to leave it out."""
+    with pytest.raises((SafetensorError, ValueError, KeyError)):
+        save_file({"a": tensor}, tmp_path / "refused.safetensors")
+    save_model_alone(tmp_path / "checkpoint", {"model.a": tensor, "model.b": torch.zeros(2)})
+    with pytest.raises(hubmerge.HubmergeError, match=r"model\.a.*no safetensors form") as refusal:
+        hubmerge.convert(tmp_path / "checkpoint", tmp_path / "out", dtype="auto")
+    assert "--exclude" in refusal.value.hint
+    naming = NamingOptions(exclude=(r"\.a$",))
+    hubmerge.convert(tmp_path / "checkpoint", tmp_path / "out", dtype="auto", naming=naming)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -66,6 +66,29 @@ def dtypes_fp8(folder: Path) -> Tensors:
     return save_model_alone(folder, tensors_of(*EIGHT_BIT_FLOATS, torch.bfloat16))
 
 
+def fp4_tensors() -> Tensors:
+    """float4 (two numbers in each byte), beside dtypes that stand before and after it in a file."""
+    fp4 = torch.float4_e2m1fn_x2
+    tensors = {"a": filled("f4", 7, 5, dtype=fp4), "b": filled("f4 bias", 3, dtype=fp4)}
+    tensors["none"] = torch.empty(0, 4, dtype=torch.uint8).view(fp4)
+    others = {str(dtype): filled("x", 3, dtype=dtype) for dtype in (torch.bool, torch.uint8)}
+    return {f"model.{name}.weight": tensor for name, tensor in (tensors | others).items()}
+
+
+@case(1, dtypes=("auto",))
+def dtypes_fp4(folder: Path) -> Tensors:
+    """float4: only `--dtype auto` can take it."""
+    return save_model_alone(folder, fp4_tensors())
+
+
+@case(1, torch_reads=False, dtypes=("auto",))
+def safetensors_records_fp4(folder: Path) -> Tensors:
+    """float4 in safetensors files, where its shape counts numbers and not bytes."""
+    return save_model_alone(
+        folder, fp4_tensors(), serialization_format=SerializationFormat.SAFETENSORS
+    )
+
+
 @case(1)
 def dtypes_complex(folder: Path) -> Tensors:
     """complex64, which is never cast, beside a dtype that is."""
