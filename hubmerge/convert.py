@@ -74,7 +74,9 @@ def convert_plan(
             small = small_files(plan, assets, card, repo_id)
             index = small.pop(INDEX_NAME, None)
             digest = fingerprint(plan, files)
-            folder = OutputFolder(save_dir, plan, digest, small, overwrite=overwrite)
+            folder = OutputFolder(
+                save_dir, plan, digest, small, overwrite=overwrite, note=progress.note
+            )
             until_done.callback(folder.close)
             folder.write_small()
         finished = ranks.gather(dict(folder.finished) if folder else {})[0]

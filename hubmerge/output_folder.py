@@ -60,6 +60,7 @@ class OutputFolder:
             right.
         small: the content of each file without weights but the index, by name.
         overwrite: replace what is already there, be it a model or a file of another origin.
+        note: told of what may take a while.
 
     Raises:
         UsageError: the folder holds a model, or another run works in it.
@@ -67,7 +68,14 @@ class OutputFolder:
     """
 
     def __init__(
-        self, path: Path, plan: Plan, digest: str, small: Mapping[str, bytes], *, overwrite: bool
+        self,
+        path: Path,
+        plan: Plan,
+        digest: str,
+        small: Mapping[str, bytes],
+        *,
+        overwrite: bool,
+        note: Callable[[str], None],
     ) -> None:
         self.path = path
         self._digest, self._small, self._overwrite = digest, small, overwrite
@@ -88,7 +96,7 @@ class OutputFolder:
             self._lock()
             if not overwrite:  # again: until it was locked, another run could work here
                 self._refuse_existing()
-            self._resume()
+            self._resume(note)
             self._clear()
         except BaseException:
             self._file.close()
@@ -106,16 +114,17 @@ class OutputFolder:
                 "Wait for it, or use another --save-dir.",
             )
 
-    def _resume(self) -> None:
+    def _resume(self, note: Callable[[str], None]) -> None:
         """Take over the finished shards of a run with the same plan that was cut off."""
         self._file.seek(0)
-        lines = self._file.read(_MAX_JOURNAL_BYTES).split(b"\n")[
-            :-1
-        ]  # the last is empty, or cut off by a crash
+        lines = self._file.read(_MAX_JOURNAL_BYTES).split(b"\n")
+        lines.pop()  # empty, or cut off by a crash
         if not lines or lines[0] != self._header():
             return
         noted = {shard.filename: shard for shard in filter(None, map(_noted_shard, lines[1:]))}
         planned = [s for s in noted.values() if self._planned.get(s.filename) == s.size]
+        if planned:
+            note(f"reading the shards that a run which was cut off has finished ({len(planned)})")
         with ThreadPoolExecutor(_HASHED_AT_A_TIME, "hash") as pool:
             for shard, is_whole in zip(planned, pool.map(self._holds, planned), strict=True):
                 if is_whole:

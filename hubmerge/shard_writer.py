@@ -243,6 +243,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise NoRoomError(
+                f"{path.name}: this disk takes no file of that size ({error.strerror})",
+                "Use a smaller --shard-size, or another disk.",
+            ) from None
         if error.errno in DISK_FULL:
             raise NoRoomError(
                 f"{path.name}: the disk is full ({error.strerror})",

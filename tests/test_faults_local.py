@@ -243,6 +243,18 @@ def test_room_for_a_shard_is_set_aside_before_it_is_written(
     assert not room
 
 
+def test_a_disk_that_takes_no_such_file(tmp_path: Path) -> None:
+    """A limit on a file's size is not a full disk, and a smaller shard size is the way out."""
+    out = tmp_path / "out"
+    limited = f"ulimit -f {SHARD_SIZE // 2048}; exec \"$@\""
+    arguments = ["bash", "-c", limited, "bash", *command(*push(source(), out))]
+    failed = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert failed.returncode == errors.NoRoomError.exit_code
+    assert "takes no file of that size" in failed.stderr
+    assert "--shard-size" in failed.stderr
+    assert not list(out.glob("*.safetensors*"))
+
+
 def test_a_read_only_source_is_enough(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
     """A checkpoint on a read-only disk converts elsewhere; into itself, the error says why not."""
     disk = small_disk(4_000_000)
@@ -683,7 +695,10 @@ def test_a_signal_ends_it_soon_and_the_same_command_resumes(
     assert stderr.lstrip() == f"Error: {word}; the same command resumes where this run ended\n"
     assert_honest(out)
     assert (out / "model-00001-of-00003.safetensors").exists()
-    assert_rerun_completes(out)
+    again = run(*push(source(), out), "--model-assets-dir", assets())
+    assert "reading the shards that a run which was cut off has finished (1)" in again.stderr
+    assert "model-00001-of-00003.safetensors is already there" in again.stderr
+    assert content(out) == wanted()
 
 
 def ended_soon(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
