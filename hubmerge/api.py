@@ -27,7 +27,7 @@ from hubmerge.plan_options import (
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.card import CARD, CardOptions, repository_named_in, small_files
-from hubmerge.publish.hub import Hub
+from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
 from hubmerge.publish.staging import content_ids, newest_record
 from hubmerge.publish.staging_folder import staging_cap
@@ -230,7 +230,8 @@ def verify(
         named = repository_named_in(Path(save_dir) / CARD)
         small = small_files(planned, assets, _card_options(options), named)
         return verify_folder(planned, small, Path(save_dir), progress)
-    return _verify_repository(load_dir, Hub(str(repo_id), token), revision, progress, options)
+    with quiet_hub():
+        return _verify_repository(load_dir, Hub(str(repo_id), token), revision, progress, options)
 
 
 def _verify_repository(

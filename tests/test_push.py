@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.utils import are_progress_bars_disabled
 
 import hubmerge
 from hubmerge.publish.staging import parse_record
@@ -75,6 +77,16 @@ def test_onto_an_older_model_of_many_shards(
     assert set(weights_of(hub.files(REPO))) == {"model.safetensors"}
     readers_saw_only(hub, REPO, expected_weights(old_model), expected_weights(model, 10**9))
     downloads_whole(hub, model, tmp_path / "down", repo_id=REPO, shard_size=10**9)
+
+
+def test_the_callers_own_use_of_the_library_is_left_alone(hub: Hub, push: Push) -> None:
+    """A trainer that pushes has its progress bars and log level afterwards, as before."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    assert not are_progress_bars_disabled()
+    assert push().code == 0
+    assert not are_progress_bars_disabled()
+    assert logger.level == before
 
 
 def test_a_rerun_commits_nothing(hub: Hub, push: Push) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -73,6 +74,30 @@ class Refs:
     tags: dict[str, str]
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """No progress bars of huggingface_hub, and of its messages only errors.
+
+    The others ("No files have been modified …") are for people who call it by hand.
+    """
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    had_bars, logger = not are_progress_bars_disabled(), logging.getLogger("huggingface_hub")
+    level = logger.level
+    disable_progress_bars()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if had_bars:
+            enable_progress_bars()
+
+
 def _clean(token: str | None) -> str | None:
     """A token as it was meant; what no token has would be repeated by the HTTP library's error."""
     if token is None:
@@ -92,13 +117,7 @@ class Hub:
 
     def __init__(self, repo_id: str, token: str | None) -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            disable_progress_bars,
-        )
 
-        disable_progress_bars()
-        # Its own messages ("No files have been modified …") are for people who call it by hand.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self.repo_id = repo_id
         self._api = HfApi(token=_clean(token), library_name="hubmerge")
 

@@ -11,6 +11,7 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.fingerprint import fingerprint
 from hubmerge.plan import Plan
 from hubmerge.progress import Progress
+from hubmerge.publish.hub import quiet_hub
 from hubmerge.publish.job import DEFAULT_BRANCH, Job, Prepared, PushOptions
 from hubmerge.publish.pipeline import Pipeline
 from hubmerge.publish.staging_folder import staging_cap, staging_folder
@@ -63,6 +64,7 @@ class _Share:
     peak_bytes: int = 0
 
 
+@quiet_hub()
 def push_plan(
     plan: Plan, assets: Assets, options: PushOptions, progress: Progress, ranks: Ranks = ALONE
 ) -> PushResult:
