@@ -1,4 +1,4 @@
-"""What names an output: equal for two runs only if they would write the same files."""
+"""What names an output: two runs that would write different files have different ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from hubmerge.plan import Plan
 
 
 def fingerprint(plan: Plan, files: DataFiles) -> str:
-    """Names the output: equal for two runs only if checkpoint, names and options are equal.
+    """Names the output, by checkpoint, names and options; another checkpoint has another name.
 
-    The metadata is hashed whole; of the data files their size and a sparse sample, since a
-    checkpoint is never changed in place and reading it all would cost as much as converting it.
+    Reading all data would cost as much as converting it. The metadata is hashed whole, and nearly
+    always it has the id of the save that wrote it; of each data file, the size and a sample.
+    Where there is no id (`HuggingFaceStorageWriter`, torch before 2.3), two steps may differ in a
+    single tensor: there, each chunk is sampled too. What is changed in place afterwards, between
+    those samples, is not seen here but by `hubmerge verify`.
     """
     digest = hashlib.sha256(plan.digest.encode())
     for name in sorted(plan.data_files):
         digest.update(files.sample(name))
+    if not plan.checkpoint.has_save_id:
+        chunks = {c for shard in plan.shards for t in shard.tensors for c in t.chunks}
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.file, chunk.offset, chunk.length)):
+            digest.update(files.sample_chunk(chunk))
     return digest.hexdigest()

@@ -139,6 +139,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         tensors=merged.tensors(),
         objects=tuple(merged.objects),
         metadata_sha256=digest.hexdigest(),
+        has_save_id=merged.has_save_id,
         files=merged.files,
     )
 
@@ -171,6 +172,7 @@ class _Merged:
     def __init__(self) -> None:
         self.objects: dict[str, None] = {}
         self.files: dict[str, int] = {}
+        self.has_save_id = False
         self._found: dict[str, tuple[str, tuple[int, ...], tuple[str, ...] | None]] = {}
         self._chunks: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Chunk]] = {}
 
@@ -218,6 +220,7 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
     metadata = load(data, label, _STAND_INS, _dtype_name)
     known = _fields(metadata, _Metadata, label, "the whole")
     _refuse_megatron_reformulation(known, label)
+    merged.has_save_id |= bool((fields(known.get("storage_meta")) or {}).get("save_id"))
     entries = _pairs(known.get("state_dict_metadata"), label, "state_dict_metadata")
     paths = {k: v for k, v in pairs(known.get("planner_data")) or () if type(k) is str}
     stored = _storage_by_key(known.get("storage_data"), label)

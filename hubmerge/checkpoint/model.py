@@ -69,6 +69,7 @@ class Checkpoint:
         tensors: by key, in the checkpoint's order.
         objects: keys of entries that are pickled Python objects; they are never loaded.
         metadata_sha256: over the content of the files that describe it, in order.
+        has_save_id: whether that content differs from one save to the next, whatever was saved.
         files: bytes that each data file must have at least, by relative path.
     """
 
@@ -76,4 +77,5 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     objects: tuple[str, ...]
     metadata_sha256: str
+    has_save_id: bool = False
     files: dict[str, int] = field(default_factory=dict)

@@ -259,6 +259,13 @@ class DataFiles:
             pieces.append(bytes(piece))
         return b"".join(pieces)
 
+    def sample_chunk(self, chunk: Chunk) -> bytes:
+        """The middle of what is stored of a chunk, or all of it where that is little."""
+        piece = bytearray(min(_SAMPLE_BYTES, chunk.length))
+        offset = chunk.offset + (chunk.length - len(piece)) // 2
+        self.file(chunk.file).read_into(offset, memoryview(piece))
+        return bytes(piece)
+
     def payload(self, chunk: Chunk, key: str, dtype: DType) -> Payload:
         """Find the elements of `chunk`, a piece of the tensor `key`.
 
