@@ -228,7 +228,7 @@ def _plan_tensor(weight: Weight, wanted: str, may_overflow: bool = False) -> Pla
             raise CheckpointError(
                 f"{source.key!r} is stored as {stored.name}, which means nothing without its scale "
                 f"and is never cast to {wanted}",
-                "Use --dtype auto to keep every tensor as it is stored.",
+                "Use --dtype auto to keep every tensor as it is stored, or --keep-dtype for these.",
             )
         if stored.kind == "float":
             target = BY_NAME[wanted]

@@ -60,7 +60,7 @@ def prepare(
     located = locate(load_dir)
     checkpoint = read_checkpoint(located.folder)
     known = _what_is_known(checkpoint, assets_dir, options)
-    naming = name_weights(checkpoint, options, known.truth)
+    naming = name_weights(checkpoint, options, known.truth, dtype)
     if located.layout:
         naming = replace(naming, layout=f"{located.layout}; {naming.layout}")
     naming.warnings[:0] = [*located.notes, *known.warnings]

@@ -105,11 +105,20 @@ def dtypes_of(folder: Path) -> dict[str, torch.dtype]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
-def test_the_architecture_keeps_fp32(dtype: str, tmp_path: Path) -> None:
-    """DeepSeek's router stays fp32 as transformers' own cast leaves it, where all else is cast."""
+@pytest.mark.parametrize(
+    ("name", "kept", "beside"),
+    [
+        ("deepseek_v3", "mlp.gate.e_score_correction_bias", {"bfloat16", "float16"}),
+        ("gpt_oss", "input_layernorm.weight", {"float16"}),
+    ],
+)
+def test_the_architecture_keeps_fp32(
+    name: str, kept: str, beside: set[str], dtype: str, tmp_path: Path
+) -> None:
+    """What transformers' own cast leaves in fp32 stays so, beside that dtype, and nothing else."""
     from transformers import AutoModelForCausalLM
 
-    model = build("deepseek_v3")
+    model = build(name)
     checkpoint = save(tmp_path / "checkpoint", {"model": model.state_dict()})
     assets = save_config(tmp_path / "assets", model)
     hubmerge.convert(checkpoint, tmp_path / "out", model_assets_dir=assets, dtype=dtype)
@@ -119,7 +128,8 @@ def test_the_architecture_keeps_fp32(dtype: str, tmp_path: Path) -> None:
     cast.save_pretrained(tmp_path / "cast")
     found = dtypes_of(tmp_path / "out")
     assert found == dtypes_of(tmp_path / "cast")
-    assert found["model.layers.1.mlp.gate.e_score_correction_bias"] == torch.float32
+    is_kept = dtype == "auto" or dtype in beside
+    assert found[f"model.layers.1.{kept}"] == getattr(torch, "float32" if is_kept else dtype)
     assert found[EMBEDDING] == getattr(torch, "float32" if dtype == "auto" else dtype)
 
 
@@ -149,12 +159,17 @@ def test_the_user_keeps_a_dtype(tmp_path: Path) -> None:
         "a.A_log": torch.randn(3, dtype=torch.float64),
         "a.weight": torch.randn(3),
         "a.count": torch.arange(3),
+        "a.codes": torch.randn(3).to(torch.float8_e4m3fn),
     }
     checkpoint = save(tmp_path / "checkpoint", {"model": state})
-    naming = NamingOptions(keep_dtype=(r"A_log$",))
+    with pytest.raises(CheckpointError, match=r"codes.*float8") as refusal:
+        hubmerge.convert(checkpoint, tmp_path / "out")
+    assert "--keep-dtype" in refusal.value.hint
+    naming = NamingOptions(keep_dtype=(r"A_log$", "codes"))
     hubmerge.convert(checkpoint, tmp_path / "out", naming=naming)
     assert dtypes_of(tmp_path / "out") == {
         "a.A_log": torch.float64, "a.weight": torch.bfloat16, "a.count": torch.int64,
+        "a.codes": torch.float8_e4m3fn,
     }  # fmt: skip
 
 

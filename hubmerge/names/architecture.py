@@ -62,11 +62,11 @@ class Architecture:
         }
         return {name: part.shape for name, part in self.to_hub(own).items()}
 
-    def stays_fp32(self, name: str) -> bool:
-        """Does transformers want this tensor, by its name in memory, in fp32?"""
-        patterns = (self.model._keep_in_fp32_modules or set()) | (
-            self.model._keep_in_fp32_modules_strict or set()
-        )
+    def stays_fp32(self, name: str, dtype: str) -> bool:
+        """Would transformers keep this tensor, by its name in memory, in fp32 beside `dtype`?"""
+        patterns = set(self.model._keep_in_fp32_modules_strict or ())
+        if dtype == "float16":  # of less range than bfloat16
+            patterns |= set(self.model._keep_in_fp32_modules or ())
         return any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns)
 
 

@@ -88,9 +88,15 @@ class _Draft:
 
 
 def name_weights(
-    checkpoint: Checkpoint, options: NamingOptions = AUTOMATIC, truth: Truth | None = None
+    checkpoint: Checkpoint,
+    options: NamingOptions = AUTOMATIC,
+    truth: Truth | None = None,
+    dtype: str = "auto",
 ) -> Naming:
     """Decide the name of every stored tensor, or why it is dropped.
+
+    Args:
+        dtype: what floating tensors become, where nothing says otherwise of one.
 
     Raises:
         NoModelWeightsError: nothing in the checkpoint is part of a model.
@@ -108,7 +114,7 @@ def name_weights(
     if is_adapter:
         draft.rename({name: lora.base_name(name) for name in draft.tensors}, "LoRA adapter")
         draft.warnings.append("--mode full: the adapter is left out, not merged into the weights")
-    return _name_model(draft, options, truth)
+    return _name_model(draft, options, truth, dtype)
 
 
 def _choose(checkpoint: Checkpoint, options: NamingOptions) -> _Draft:
@@ -181,11 +187,12 @@ def _name_adapter(draft: _Draft, options: NamingOptions) -> Naming:
 
 def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
     return replace(
-        weight, dtype=Precision(options, None, None).dtype(weight.name, weight.name, weight.source)
+        weight,
+        dtype=Precision("auto", options, None, None).dtype(weight.name, weight.name, weight.source),
     )
 
 
-def _name_model(draft: _Draft, options: NamingOptions, truth: Truth) -> Naming:
+def _name_model(draft: _Draft, options: NamingOptions, truth: Truth, dtype: str) -> Naming:
     draft.rename(_renamed(draft.tensors, options), "")
     family = _rename_titan(draft, truth.config)
     if family is None:
@@ -196,13 +203,13 @@ def _name_model(draft: _Draft, options: NamingOptions, truth: Truth) -> Naming:
             stored, truth.config, truth.architecture, truth.reference, truth.same
         )
     layout = lay_out(stored, options.experts, truth.architecture, truth.reference)
-    precision = Precision(options, truth.architecture, truth.reference)
+    precision = Precision(dtype, options, truth.architecture, truth.reference)
     weights = []
     for name, (name_in_memory, part) in layout.parts.items():
         weight = part.weight(name)
         boxes = family.parts(name_in_memory, weight.source, truth.config or {}) if family else None
-        dtype = precision.dtype(name, name_in_memory, weight.source)
-        weights.append(replace(weight, boxes=boxes or weight.boxes, dtype=dtype))
+        kept = precision.dtype(name, name_in_memory, weight.source)
+        weights.append(replace(weight, boxes=boxes or weight.boxes, dtype=kept))
     warnings = draft.warnings + layout.warnings
     files = None
     if truth.reference is not None:
