@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubmerge.assets import CONFIG, MAX_JSON_BYTES, Assets
+from hubmerge.assets import Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.convert import ConvertResult, convert_plan
-from hubmerge.errors import CheckpointError, HubmergeError, UsageError, only_our_errors
-from hubmerge.filenames import INDEX_NAME
+from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC
-from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, MAX_SHARD_BYTES, Plan
-from hubmerge.plan_options import (
-    PlanOptions,
-    check_options,
-    recalled_content_ids,
-    recalled_options,
-    record_options,
-)
+from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+from hubmerge.plan_options import PlanOptions, check_options, record_options
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.card import CARD, CardOptions, repository_named_in, small_files
 from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
-from hubmerge.publish.staging import content_ids, newest_record
 from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.ranks import ALONE, Ranks
 from hubmerge.report import Preview
-from hubmerge.verify import VerifyResult, compare_listing, verify_folder, verify_listing
+from hubmerge.verify import VerifyResult, verify_folder, verify_repository
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -230,51 +220,14 @@ def verify(
         named = repository_named_in(Path(save_dir) / CARD)
         small = small_files(planned, assets, _card_options(options), named)
         return verify_folder(planned, small, Path(save_dir), progress)
+
+    def plan_with(recorded: PlanOptions) -> tuple[Plan, Assets]:
+        return plan(load_dir, **recorded)
+
     with quiet_hub():
-        return _verify_repository(load_dir, Hub(str(repo_id), token), revision, progress, options)
-
-
-def _verify_repository(
-    load_dir: str | Path, hub: Hub, revision: str, progress: Progress, options: PlanOptions
-) -> VerifyResult:
-    if options.get("card") is not None or options.get("license") is not None:
-        raise UsageError(
-            "--card and --license are compared with a folder only",
-            "Leave them out: what card a push made is told by its commit.",
+        return verify_repository(
+            Hub(str(repo_id), token), revision, options, plan_with, progress=progress
         )
-    commit = hub.head(revision)  # a branch may move meanwhile
-    if commit is None:
-        raise UsageError(f"{hub.repo_id} has no revision {revision!r}", "Check --revision.")
-    record = newest_record(hub, commit)
-    listing = hub.files(commit)
-    ids = recalled_content_ids(record.options)
-    recorded = {name: value for name, value in record.options.items() if name != "files"}
-    place = f"{hub.url}/tree/{revision}"
-    # What is not what was pushed must not say how to read the checkpoint.
-    told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
-    changed = {difference.file: difference for difference in compare_listing(told_by, listing)}
-    if CONFIG in changed and options.get("model_assets_dir") is None:
-        found = tuple(changed.values())
-        others = tuple(name for name in listing if name not in changed)
-        return VerifyResult(place, len(found), found, 0.0, others, recorded)
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in (CONFIG, INDEX_NAME):
-            if name in listing and name not in changed:
-                if listing[name].size > MAX_JSON_BYTES:
-                    raise CheckpointError(f"{name} in {hub.repo_id} is too large to be read")
-                text = hub.read_text(name, commit)
-                Path(temporary, name).write_text(text, encoding="utf-8")
-        made_with = recalled_options(record.options, options)
-        made_with.setdefault("model_assets_dir", temporary)
-        if INDEX_NAME not in {*listing, *ids}:  # all in one file, whatever decided that
-            made_with["shard_size"] = MAX_SHARD_BYTES
-            made_with["naming"] = replace(made_with["naming"], like_base_shards=False)
-        planned, assets = plan(load_dir, **made_with)
-    if options.get("model_assets_dir") is not None:
-        ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}
-    if planned.index is not None:
-        ids[INDEX_NAME] = content_ids(planned.index)
-    return verify_listing(planned, ids, listing, place=place, options=recorded, progress=progress)
 
 
 def _default_save_dir(load_dir: Path) -> Path:

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hubmerge.assets import CONFIG, MAX_JSON_BYTES, Assets
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.filenames import superseded
+from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.filenames import INDEX_NAME, superseded
 from hubmerge.output_folder import JOURNAL
-from hubmerge.plan import Plan, PlannedShard, PlannedTensor
+from hubmerge.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
+from hubmerge.plan_options import PlanOptions, recalled_content_ids, recalled_options
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, same_card
-from hubmerge.publish.hub import RemoteFile
+from hubmerge.publish.hub import Hub, RemoteFile
+from hubmerge.publish.staging import content_ids, newest_record
 from hubmerge.shard_writer import hash_shard
 from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 
@@ -115,40 +120,84 @@ def verify_folder(
     return _result(str(folder), planned, names, differences, began)
 
 
-def verify_listing(
-    plan: Plan,
-    content_ids: Mapping[str, tuple[str, ...]],
-    listing: Mapping[str, RemoteFile],
+def verify_repository(
+    hub: Hub,
+    revision: str,
+    options: PlanOptions,
+    plan_with: Callable[[PlanOptions], tuple[Plan, Assets]],
     *,
-    place: str,
-    options: Mapping[str, Any],
     progress: Progress,
 ) -> VerifyResult:
-    """Compare the Hub's own listing with what the plan would push.
+    """Compare the Hub's own listing with what the checkpoint gives, made as the commit records.
 
     Args:
-        content_ids: sha256 and git blob id of each other file; a listing has one of them.
-        options: with which the model was made, by the commit's own record.
+        options: what is given now; it comes before what is recorded.
+        plan_with: makes the checkpoint's plan with these options.
+
+    Raises:
+        UsageError: no such revision, no record of a push, or an option that cannot be compared.
+        HubmergeError: the checkpoint or the Hub cannot be read.
     """
+    if options.get("card") is not None or options.get("license") is not None:
+        raise UsageError(
+            "--card and --license are compared with a folder only",
+            "Leave them out: what card a push made is told by its commit.",
+        )
     began = time.monotonic()
+    commit = hub.head(revision)  # a branch may move meanwhile
+    if commit is None:
+        raise UsageError(f"{hub.repo_id} has no revision {revision!r}", "Check --revision.")
+    record = newest_record(hub, commit)
+    listing = hub.files(commit)
+    ids = recalled_content_ids(record.options)
+    recorded = {name: value for name, value in record.options.items() if name != "files"}
+    place = f"{hub.url}/tree/{revision}"
+    # What is not what was pushed must not say how to read the checkpoint.
+    told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
+    changed = {difference.file: difference for difference in _compare_listing(told_by, listing)}
+    if CONFIG in changed and options.get("model_assets_dir") is None:
+        return _result(place, (), listing, [*changed.values()], began, options=recorded)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in told_by.keys() - changed.keys():
+            if listing[name].size > MAX_JSON_BYTES:
+                raise CheckpointError(f"{name} in {hub.repo_id} is too large to be read")
+            Path(temporary, name).write_text(hub.read_text(name, commit), encoding="utf-8")
+        made_with = recalled_options(record.options, options)
+        made_with.setdefault("model_assets_dir", temporary)
+        if INDEX_NAME not in {*listing, *ids}:  # all in one file, whatever decided that
+            made_with["shard_size"] = MAX_SHARD_BYTES
+            made_with["naming"] = replace(made_with["naming"], like_base_shards=False)
+        plan, assets = plan_with(made_with)
+    if options.get("model_assets_dir") is not None:
+        ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}
+    if plan.index is not None:
+        ids[INDEX_NAME] = content_ids(plan.index)
+    differences = [*_shards_in_listing(plan, listing, progress), *_compare_listing(ids, listing)]
+    planned = _planned(plan, ids)
+    differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)
+    return _result(place, planned, listing, differences, began, options=recorded)
+
+
+def _shards_in_listing(
+    plan: Plan, listing: Mapping[str, RemoteFile], progress: Progress
+) -> Iterator[Difference]:
     files = _open(plan, progress)
-    differences = []
     for shard in plan.shards:
         expected = _describe(hash_shard(shard, files, progress.converted), shard.size_bytes)
         remote = listing.get(shard.filename)
         found = _describe(str(remote.sha256), remote.size) if remote else _ABSENT
         if found != expected:
-            differences.append(Difference(shard.filename, expected, found))
-    differences += compare_listing(content_ids, listing)
-    planned = _planned(plan, content_ids)
-    differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)
-    return replace(_result(place, planned, listing, differences, began), options=options)
+            yield Difference(shard.filename, expected, found)
 
 
-def compare_listing(
+def _compare_listing(
     content_ids: Mapping[str, tuple[str, ...]], listing: Mapping[str, RemoteFile]
 ) -> list[Difference]:
-    """The files of which the Hub lists another content than these."""
+    """The files of which the Hub lists another content than these.
+
+    Args:
+        content_ids: sha256 and git blob id of each file; a listing has one of them.
+    """
     differences = []
     for name, ids in content_ids.items():
         remote = listing.get(name)
@@ -184,6 +233,8 @@ def _result(
     names: Collection[str],
     differences: list[Difference],
     began: float,
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> VerifyResult:
     looked_at = set(planned) | {difference.file for difference in differences}
     return VerifyResult(
@@ -192,6 +243,7 @@ def _result(
         differences=tuple(differences),
         seconds=round(time.monotonic() - began, 3),
         unchecked=tuple(name for name in names if name not in looked_at | _NOBODYS),
+        options=options,
     )
 
 

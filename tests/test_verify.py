@@ -320,6 +320,19 @@ def test_a_changed_config_is_named_and_not_used(
     assert "model.safetensors" in result.unchecked
 
 
+@pytest.mark.parametrize("content", [b"[]", b'{"tie_word_embeddings": true}'])
+def test_a_config_that_was_there_before_is_not_used(
+    content: bytes, api: HfApi, naps: list[float], model: Model
+) -> None:
+    """A push without assets leaves the repository's own config, which then decided nothing."""
+    api.create_repo(REPO)
+    api.upload_file(path_or_fileobj=content, path_in_repo="config.json", repo_id=REPO)
+    hubmerge.push(model.load_dir, REPO)
+    result = hubmerge.verify(model.load_dir, repo_id=REPO)
+    assert result.differences == ()
+    assert "config.json" in result.unchecked
+
+
 @pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "README.md"])
 def test_each_small_file_of_a_repository_is_checked(
     name: str, api: HfApi, naps: list[float], model: Model
