@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,22 @@ from hubmerge.report import human_bytes
 
 # Seconds between two lines in a log file.
 _LOG_EVERY_SECONDS = 30.0
+
+
+class _Stderr:
+    """stderr, as a file that never fails: a terminal that has gone must not end the work."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 class Bars(Progress):
@@ -35,6 +52,7 @@ class Bars(Progress):
         self._quiet, self._uploads = quiet, uploads
         self._doing, self._done = words
         self._is_terminal = sys.stderr.isatty()
+        self._out = _Stderr()
         self._lock = threading.Lock()
         self._bars: list[tqdm[Any]] = []
         self._total_bytes = self._done_bytes = 0
@@ -49,9 +67,12 @@ class Bars(Progress):
             self._line(f"{self._doing} {human_bytes(total_bytes)} in {total_shards} file{plural}")
             return
         title = self._done.capitalize()
-        self._bars = [tqdm(total=total_bytes, desc=title, unit="B", unit_scale=True)]
+        self._bars = [
+            tqdm(total=total_bytes, desc=title, unit="B", unit_scale=True, file=self._out)
+        ]
         if self._uploads:
-            self._bars.append(tqdm(total=total_shards, desc="Uploaded", unit=" files"))
+            uploads = tqdm(total=total_shards, desc="Uploaded", unit=" files", file=self._out)
+            self._bars.append(uploads)
 
     def converted(self, size_bytes: int) -> None:
         with self._lock:
@@ -78,7 +99,7 @@ class Bars(Progress):
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            tqdm.write(printable(text), file=sys.stderr)
+            tqdm.write(printable(text), file=self._out)
 
     def __enter__(self) -> Bars:
         return self

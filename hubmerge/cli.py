@@ -33,11 +33,12 @@ def main() -> NoReturn:
     def say(number: int) -> None:
         word = "interrupted" if number == signal.SIGINT else "terminated"
         resumes = "the same command resumes where this run ended"
-        _say(ranks, f"{word}; {resumes if 'push' in sys.argv[:2] else _STARTS_AGAIN}")
+        _say(ranks, f"{word}; {resumes if _is_push() else _STARTS_AGAIN}")
 
     with ended_by_signals(say):
         try:
-            ranks = current_ranks()
+            if _is_push():  # all others are for one process, whoever else was started
+                ranks = current_ranks()
             code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=ranks) or 0
             sys.stdout.flush()
         except HubmergeError as error:
@@ -59,6 +60,10 @@ def main() -> NoReturn:
             code = HubmergeError.exit_code
         ranks.reported()
     sys.exit(code)
+
+
+def _is_push() -> bool:
+    return sys.argv[1:2] == ["push"] and not {"-h", "--help"} & set(sys.argv)
 
 
 def _repair_streams() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any
@@ -50,9 +50,11 @@ def check_options(options: PlanOptions) -> None:
                 f"Known are: {', '.join(PlanOptions.__annotations__)}; what concerns names goes "
                 "into naming=NamingOptions(...).",
             )
-    shard_size = options.get("shard_size", DEFAULT_SHARD_SIZE)
-    if type(shard_size) is not int:
-        raise UsageError(f"the shard size must be a number of bytes, not {shard_size!r}")
+    kinds = get_type_hints(PlanOptions)
+    for name, value in options.items():
+        if not isinstance(value, kinds[name]) or isinstance(value, bool):
+            wanted = getattr(kinds[name], "__name__", str(kinds[name]))
+            raise UsageError(f"{name} must be {wanted}, not {value!r}")
 
 
 def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:

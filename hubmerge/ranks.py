@@ -12,13 +12,13 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from hubmerge import errors
-from hubmerge.errors import HubmergeError, UsageError
+from hubmerge.errors import HubmergeError, TemporaryError, UsageError
 from hubmerge.plan import PlannedShard
 
 T = TypeVar("T")
@@ -104,19 +104,22 @@ class TorchrunRanks(Ranks):
     def gather(self, value: T) -> list[T]:
         self._gathered += 1
         keys = [f"gather/{self._gathered}/{rank}" for rank in range(self.count)]
-        # Pickles between processes of one command, never from a file.
-        self._store.set(keys[self.rank], base64.b64encode(pickle.dumps(value)).decode())
-        while not self._store.check(keys):
-            time.sleep(0.05)
-            self.check()
-        return [pickle.loads(base64.b64decode(self._store.get(key))) for key in keys]  # noqa: S301
+        with _store_is_there():
+            # Pickles between processes of one command, never from a file.
+            self._store.set(keys[self.rank], base64.b64encode(pickle.dumps(value)).decode())
+            while not self._store.check(keys):
+                time.sleep(0.05)
+                self.check()
+            found = [self._store.get(key) for key in keys]
+        return [pickle.loads(base64.b64decode(one)) for one in found]  # noqa: S301
 
     def check(self) -> None:
         now = time.monotonic()
         if now - self._looked >= _LOOK_EVERY_SECONDS:
             self._looked = now
-            if self._store.check([_FAILED]):
-                raise _rebuild(json.loads(self._store.get(_FAILED)))
+            with _store_is_there():
+                if self._store.check([_FAILED]):
+                    raise _rebuild(json.loads(self._store.get(_FAILED)))
 
     def fail(self, error: BaseException) -> None:
         with suppress(RuntimeError):  # the store may have gone, with whoever kept it
@@ -130,6 +133,18 @@ class TorchrunRanks(Ranks):
         if self.rank == 0:
             with suppress(RuntimeError):
                 self._store.set(_REPORTED, "1")
+
+
+@contextmanager
+def _store_is_there() -> Iterator[None]:
+    """The store goes with the process that keeps it; what it then raises says nothing of that."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TemporaryError(
+            "another process of this job has gone, and took the job's store along",
+            "See what it said last; the same command resumes where this run ended.",
+        ) from error
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -776,6 +777,67 @@ def test_another_launchers_variables_are_refused(port: str | None, tmp_path: Pat
     assert "cannot reach each other" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["push", "--help"], ["inspect", "--load-dir"]])
+def test_only_a_push_has_ranks(arguments: list[str]) -> None:
+    """What one process does alone waits for no other, whatever a launcher has set."""
+    given = [*arguments, source()] if arguments[-1] == "--load-dir" else arguments
+    done = run(*given, WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_rank_that_dies_is_no_defect_of_ours(tmp_path: Path) -> None:
+    """The job's store goes with it: the others say so, with the code for a rerun that resumes."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from hubmerge.ranks import current_ranks\n"
+        "ranks = current_ranks()\n"
+        "if ranks.rank == 0:\n"
+        "    time.sleep(1)\n"
+        "    os._exit(9)\n"
+        "from hubmerge.errors import TemporaryError\n"
+        "try:\n"
+        "    ranks.gather(1)\n"
+        "except TemporaryError as error:\n"
+        "    sys.exit('another process of this job has gone' not in str(error))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job = [
+        subprocess.Popen([sys.executable, script], env=env | {"RANK": str(rank)}, cwd=REPOSITORY)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=60) for process in job] == [9, 0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_log_that_is_full_does_not_end_the_work(tmp_path: Path) -> None:
+    """Lines about the progress are not worth a conversion of hours."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(*push(source(), tmp_path / "out")), stderr=full, check=False,
+                              stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.startswith("✓ Converted")
+
+
+@pytest.mark.parametrize("shard_size", ["1000000", str(SHARD_SIZE)])
+def test_a_terminal_that_goes_does_not_end_the_work(shard_size: str, tmp_path: Path) -> None:
+    """The laptop is closed, the run on the node goes on."""
+    ours, theirs = os.openpty()
+    arguments = [*push(source(), tmp_path / "out"), "--shard-size", shard_size]
+    process = subprocess.Popen(command(*arguments, slow=True), stderr=theirs,
+                               stdout=subprocess.PIPE, cwd=REPOSITORY)  # fmt: skip
+    os.close(theirs)
+    assert os.read(ours, 1)
+    os.close(ours)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stdout.startswith("✓ Converted".encode())
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:

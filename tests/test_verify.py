@@ -264,8 +264,15 @@ def test_what_is_no_option_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     for options in ({"dtypes": "float32"}, {"save_dirs": tmp_path}, {"experts": "fused"}):
         with pytest.raises(UsageError, match=f"unknown option '{next(iter(options))}'"):
             hubmerge.convert(checkpoint, tmp_path / "out", **options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="number of bytes"):
-        hubmerge.convert(checkpoint, tmp_path / "out", shard_size="2GB")  # type: ignore[arg-type]
+    wrong: dict[str, Any] = {
+        "shard_size": "2GB", "naming": {"mode": "lora"}, "dtype": torch.float16, "card": 7,
+    }  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(UsageError, match=f"^{name} must be .*, not "):
+            hubmerge.convert(checkpoint, tmp_path / "out", **{name: value})  # type: ignore[arg-type]
+    for name in ("include", "exclude", "rename", "keep_dtype"):  # each letter would be a regex
+        with pytest.raises(UsageError, match=f"{name} must be a tuple"):
+            NamingOptions(**{name: "alpha"})  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 

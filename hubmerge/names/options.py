@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hubmerge.errors import UsageError
@@ -51,6 +51,13 @@ class NamingOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError where a value cannot be used."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, tuple) and not isinstance(value, tuple):
+                raise UsageError(
+                    f"{field.name} must be a tuple of texts, not {value!r}",
+                    "A single one is written with a comma: ('…',).",
+                )
         for option, value, known in (
             ("experts", self.experts, EXPERTS),
             ("mode", self.mode, MODES),
