@@ -22,7 +22,7 @@ _OTHERS = (
     rb"|[Khq\x80]."
     rb"|M.."
     rb"|[Jj].{4}"
-    rb"|[G\x95].{8}"
+    rb"|G.{8}"
     rb"){0,4096}"
 )
 # All up to a text, or to the end of a dict. Matched in one go, since a checkpoint of a million
@@ -36,8 +36,9 @@ _LENGTH_BYTES = {
     0x42: 4,  # BINBYTES
     0x8A: 1,  # LONG1
 }
-_GLOBAL, _LONG_BINPUT, _STOP = 0x63, 0x72, 0x2E
-_IN_RUN_WITH_OPERAND = b"Khq\x80MJjG\x95"
+_GLOBAL, _LONG_BINPUT, _STOP, _FRAME = 0x63, 0x72, 0x2E, 0x95
+_FRAME_BYTES = 9  # the opcode, and how long the frame is
+_IN_RUN_WITH_OPERAND = b"Khq\x80MJjG"
 
 _EMPTY_LIST, _SETITEMS, _APPENDS = 0x5D, 0x75, 0x65
 _TUPLE2_APPEND = b"\x86a"  # what SETITEM becomes
@@ -55,6 +56,7 @@ def without_dicts(data: bytes, label: str) -> bytes:
     """
     changed = bytearray(data)
     single_entries: list[int] = []
+    frames: list[int] = []
     position, end = 0, len(data)
     while position < end:
         run = _RUN.match(data, position)
@@ -69,7 +71,10 @@ def without_dicts(data: bytes, label: str) -> bytes:
                 else:
                     single_entries.append(position - 1)
         elif data[position] == _STOP:
-            return _with_pairs(changed, single_entries)
+            return _with_pairs(changed, single_entries, frames)
+        elif data[position] == _FRAME:
+            frames.append(position)
+            position += _FRAME_BYTES
         else:
             position = _beyond(data, position, label)
     raise CheckpointError(
@@ -102,11 +107,19 @@ def _beyond(data: bytes, position: int, label: str) -> int:
     )
 
 
-def _with_pairs(changed: bytearray, single_entries: list[int]) -> bytes:
-    """Put the two opcodes that append a pair in place of each SETITEM."""
+def _with_pairs(changed: bytearray, single_entries: list[int], frames: list[int]) -> bytes:
+    """Put the two opcodes that append a pair in place of each SETITEM.
+
+    A frame would then be longer than it says, and the unpickler would lose what is beyond; no
+    pickle needs frames, so they go.
+    """
+    if not single_entries:
+        return bytes(changed)
+    changes = [(place, 1, _TUPLE2_APPEND) for place in single_entries]
+    changes += [(place, _FRAME_BYTES, b"") for place in frames]
     pieces: list[bytes | bytearray] = []
     begin = 0
-    for place in single_entries:
-        pieces += [changed[begin:place], _TUPLE2_APPEND]
-        begin = place + 1
+    for place, length, instead in sorted(changes):
+        pieces += [changed[begin:place], instead]
+        begin = place + length
     return b"".join([*pieces, changed[begin:]])
