@@ -124,7 +124,7 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
     if dtype is None:
         code = dtype_code if isinstance(dtype_code, str) else type(dtype_code).__name__
         raise CheckpointError(f"{label}: {name!r} has the unknown dtype {code}")
-    if not (_is_sizes(shape) and _is_sizes(offsets)) or len(offsets) != 2:
+    if not (is_sizes(shape) and is_sizes(offsets)) or len(offsets) != 2:
         raise problem
     if dtype.packed > 1:
         if not shape or shape[-1] % dtype.packed:
@@ -136,7 +136,8 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
     return tensor
 
 
-def _is_sizes(value: Any) -> TypeGuard[list[int]]:
+def is_sizes(value: Any) -> TypeGuard[list[int]]:
+    """Is this, from a file, a list of as many sizes or offsets as a tensor can have?"""
     return (
         isinstance(value, list)
         and len(value) <= _MAX_DIMS

@@ -18,11 +18,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint._extension import ZStandard
+from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 import hubmerge
 from hubmerge.checkpoint import records
-from hubmerge.errors import NotACheckpointError
+from hubmerge.errors import DamagedFileError, NotACheckpointError
 from tests.checkpoints.cases_plain import save_alone
+from tests.checkpoints.cases_sharded import Tiled
 from tests.checkpoints.fixtures import checkpoint_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -138,6 +140,28 @@ def test_a_compressed_transposed_tensor_is_decompressed_once(
     (found,) = load_file(tmp_path / "out" / "model.safetensors").values()
     assert torch.equal(found, tensor)
     assert len(opened) <= 3
+
+
+def test_parts_that_torch_has_lost_are_refused(tmp_path: Path) -> None:
+    """Its safetensors files hold one part of each tensor, and the metadata of all of them."""
+    whole = torch.arange(32.0).view(8, 4)
+    tiled = Tiled.of(whole, [((row, 0), (2, 4)) for row in (0, 2, 4, 6)])
+    save_alone(
+        tmp_path / "c",
+        {"model": {"model.a.weight": tiled}},
+        serialization_format=SerializationFormat.SAFETENSORS,
+    )
+    with pytest.raises(DamagedFileError, match=r"\(6, 0\) instead of .*\(0, 0\).*model\.a\.weight"):
+        hubmerge.convert(tmp_path / "c", tmp_path / "out")
+
+
+def test_a_file_of_zeros_is_named_with_its_tensor(tmp_path: Path) -> None:
+    """What a crash of a node leaves: the length is right."""
+    save_alone(tmp_path / "c", {"model": {"model.a.weight": torch.ones(99)}})
+    data = tmp_path / "c" / "__0_0.distcp"
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(DamagedFileError, match=r"__0_0\.distcp.*neither.*model\.a\.weight"):
+        hubmerge.convert(tmp_path / "c", tmp_path / "out")
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ no other module has to.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,13 +21,12 @@ from typing import Any
 from hubmerge.checkpoint.description import GLOBAL_FILE, describing_files, refuse_lost
 from hubmerge.checkpoint.files import open_inside, read_inside
 from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
+from hubmerge.checkpoint.sharding_info import saved_offsets
 from hubmerge.checkpoint.unpickle import Inert, fields, load, new_dict, pairs, same_tuple
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
 from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputError
 from hubmerge.gc_pause import gc_paused
-from hubmerge.safetensors_header import HeaderTensor, read_header
-
-_SHARDING_INFO = "DCP_SHARDING_INFO"
+from hubmerge.safetensors_header import read_header
 
 # The largest known (a 671B model over 256 ranks) has about 150 MB.
 _MAX_METADATA_BYTES = 4 * 2**30
@@ -417,32 +415,9 @@ def _add_safetensors(merged: _Merged, folder: Path, name: str, digest: Any) -> N
         tensors, metadata = read_header(file, name)
         file.seek(0)
         digest.update(file.read(tensors[0].offset if tensors else -1))
-    info = _sharding_info(metadata, name)
+    offsets = saved_offsets(tensors, metadata, name)
     for tensor in tensors:
-        offsets = _saved_offsets(info.get(tensor.name), tensor, name)
-        chunk = Chunk(
-            offsets, tensor.shape, name, tensor.offset, tensor.size_bytes, is_record=False
-        )
-        extent = tuple(map(int.__add__, offsets, tensor.shape))
+        begin = offsets.get(tensor.name, (0,) * len(tensor.shape))
+        chunk = Chunk(begin, tensor.shape, name, tensor.offset, tensor.size_bytes, is_record=False)
+        extent = tuple(map(int.__add__, begin, tensor.shape))
         merged.add(tensor.name, tensor.dtype.name, extent, None, [chunk], grow=True)
-
-
-def _sharding_info(metadata: dict[str, str], label: str) -> dict[str, Any]:
-    try:
-        info = json.loads(metadata.get(_SHARDING_INFO, "{}"))
-    except (ValueError, RecursionError):
-        info = None
-    if not isinstance(info, dict):
-        raise CheckpointError(f"{label}: {_SHARDING_INFO} in the header is not a JSON object")
-    return info
-
-
-def _saved_offsets(entry: Any, tensor: HeaderTensor, label: str) -> tuple[int, ...]:
-    if entry is None:
-        return (0,) * len(tensor.shape)
-    offsets = entry.get("saved_offsets") if isinstance(entry, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != len(tensor.shape):
-        raise CheckpointError(f"{label}: {_SHARDING_INFO} of {tensor.name!r} is malformed")
-    if not _are_sizes(tuple(offsets)):
-        raise CheckpointError(f"{label}: {_SHARDING_INFO} of {tensor.name!r} is malformed")
-    return tuple(offsets)

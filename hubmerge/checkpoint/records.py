@@ -29,18 +29,22 @@ from typing import IO, Any, Protocol, cast
 from hubmerge.checkpoint.files import open_inside
 from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.record_pickle import read_pickle
+from hubmerge.checkpoint.sharding_info import saved_offsets
 from hubmerge.dtypes import DType
 from hubmerge.errors import CheckpointError, DamagedFileError, HubmergeError, UnsafeInputError
 from hubmerge.safetensors_header import HeaderTensor, read_header
 
 # torch pads entries to 64 bytes and `data.pkl` of one tensor has about 200: the payload starts
-# within the first KB. A subclass with much in its pickle is refused anyway.
-_HEAD_BYTES = 64 * 1024
+# within the first KB, unless `torch.utils.serialization.config` asks for a larger alignment.
+_HEAD_BYTES = 2 << 20
 _FIRST_READ_BYTES = 4096
 
 # A sample of a file, evenly spread over it.
 _SAMPLES = 5
 _SAMPLE_BYTES = 4096
+
+
+_ZIP_MAGIC = b"PK\x03\x04"
 
 
 class Source(Protocol):
@@ -69,6 +73,10 @@ class Payload:
     extent: int
 
 
+# Tensors of a safetensors file by key, and where they begin in their whole, if the file says so.
+_Entries = dict[str, tuple[HeaderTensor, tuple[int, ...] | None]]
+
+
 class _File:
     """A data file, open for reading; closed when nobody holds it."""
 
@@ -81,11 +89,12 @@ class _File:
         if hasattr(self, "_fd"):
             os.close(self._fd)
 
-    def safetensors_at(self, offset: int) -> dict[str, HeaderTensor]:
-        """The entries of the safetensors data that begin at `offset`, by key; one thread a time."""
+    def safetensors_at(self, offset: int) -> _Entries:
+        """What the safetensors data that begin at `offset` hold, by key; one thread a time."""
         with open(os.dup(self._fd), "rb") as opened:
-            entries, _ = read_header(opened, self.name, offset)
-        return {entry.name: entry for entry in entries}
+            tensors, metadata = read_header(opened, self.name, offset)
+        offsets = saved_offsets(tensors, metadata, self.name)
+        return {tensor.name: (tensor, offsets.get(tensor.name)) for tensor in tensors}
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -211,7 +220,7 @@ class DataFiles:
         self._open: OrderedDict[str, _File] = OrderedDict()
         self._most_open = _most_open_files()
         self._lock = threading.Lock()
-        self._headers: dict[tuple[str, int], dict[str, HeaderTensor]] = {}
+        self._headers: dict[tuple[str, int], _Entries] = {}
         self._headers_lock = threading.Lock()
 
     def file(self, name: str) -> _File:
@@ -246,7 +255,7 @@ class DataFiles:
         """Is it a `torch.save` record? Otherwise it is in safetensors data."""
         prefix = bytearray(4)
         self.file(chunk.file).read_into(chunk.offset, memoryview(prefix))
-        return prefix == b"PK\x03\x04"
+        return prefix == _ZIP_MAGIC
 
     def sample(self, name: str) -> bytes:
         """Name, size and a few KB of a file: enough to tell two checkpoints apart."""
@@ -287,9 +296,20 @@ class DataFiles:
         self, file: _Reopened, chunk: Chunk, key: str, dtype: DType
     ) -> Payload:
         # Pickled objects may stand before the safetensors data: these begin where the chunk says.
-        entry = self._header(chunk.file, chunk.offset).get(key)
-        if entry is None:
+        try:
+            entries = self._header(chunk.file, chunk.offset)
+        except CheckpointError as error:
+            raise DamagedFileError(
+                file.name, f"holds neither a record nor safetensors data there ({error})"
+            ) from None
+        if key not in entries:
             raise DamagedFileError(file.name, "the tensor is not in it")
+        entry, offsets = entries[key]
+        if offsets not in (None, chunk.offsets):
+            # torch's writer keeps one part of each tensor in a file, and loses the others.
+            raise DamagedFileError(
+                file.name, f"holds the part at {offsets} instead of the one at {chunk.offsets}"
+            )
         if (entry.dtype, entry.shape) != (dtype, chunk.sizes):
             raise DamagedFileError(
                 file.name,
@@ -297,8 +317,8 @@ class DataFiles:
             )
         return Payload(file, entry.offset, None, prod(chunk.sizes))
 
-    def _header(self, name: str, offset: int) -> dict[str, HeaderTensor]:
-        """The entries of the safetensors data that begin there, by key; read once."""
+    def _header(self, name: str, offset: int) -> _Entries:
+        """What the safetensors data that begin there hold; read once."""
         with self._headers_lock:
             if (name, offset) not in self._headers:
                 self._headers[name, offset] = self.file(name).safetensors_at(offset)
@@ -400,7 +420,7 @@ def _walk_head(data: bytes, label: str) -> _Head | None:
         signature, _, flags, method, _, _, _, packed_bytes, _, name_bytes, extra_bytes = (
             struct.unpack_from("<4s5H3I2H", data, position)
         )
-        if signature != b"PK\x03\x04":
+        if signature != _ZIP_MAGIC:
             raise DamagedFileError(label, "the record is not a torch.save zip")
         if method != 0:
             raise DamagedFileError(label, "the record's zip is compressed")
@@ -431,7 +451,7 @@ def _check_descriptor(file: _Reopened, chunk: Chunk, begin: int, size: int) -> N
     """What follows the payload must say that it was that long."""
     data = bytearray(min(24, chunk.length - begin - size))
     file.read_into(chunk.offset + begin + size, memoryview(data))
-    if data[:4] == b"PK\x03\x04" and size == 0:
+    if data[:4] == _ZIP_MAGIC and size == 0:
         return
     sizes = {int.from_bytes(data[8:12], "little"), int.from_bytes(data[8:16], "little")}
     if data[:4] != b"PK\x07\x08" or size not in sizes:

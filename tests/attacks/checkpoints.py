@@ -547,7 +547,7 @@ def record_lies() -> dict[str, Attack]:
         "names-huge": b"PK\x03\x04" + b"\xff" * 26 + b"\0" * 300,
         "zeros": b"\0" * 300,
         "ones": b"\xff" * 300,
-        "pickle-huge": records.record(honest + b"\0" * 200_000),
+        "pickle-huge": records.record(honest + b"\0" * 3_000_000),
         "safetensors-length": struct.pack("<Q", 2**63) + b"{}" * 100,
     }
     return attacks | {f"record-{key}": of_record(data, BAD, FILE) for key, data in whole.items()}

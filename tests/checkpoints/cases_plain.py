@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.utils.serialization import config as serialization_config
 
 from tests.checkpoints.registry import Tensors, case, filled
 
@@ -278,6 +279,17 @@ def safetensors_after_bytes(folder: Path) -> Tensors:
     state = {"model": dict(tensors), "optimizer": {"lr": 0.1, "name": "adamw" * 50}}
     save_alone(folder, state, serialization_format=SerializationFormat.SAFETENSORS)
     return {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+@case(1)
+def aligned(folder: Path) -> Tensors:
+    """Records whose elements begin at a multiple of 64 KB."""
+    alignment = serialization_config.save.storage_alignment
+    serialization_config.save.storage_alignment = 1 << 16
+    try:
+        return save_model_alone(folder, tensors_of(torch.float32, torch.bfloat16))
+    finally:
+        serialization_config.save.storage_alignment = alignment
 
 
 @case(1)

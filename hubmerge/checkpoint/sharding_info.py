@@ -1,0 +1,44 @@
+"""``DCP_SHARDING_INFO``: what torch's writers note in the header of a safetensors file.
+
+It says which part of its tensor each entry is; the entry itself only has the part's shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from hubmerge.errors import CheckpointError
+from hubmerge.safetensors_header import HeaderTensor, is_sizes
+
+_SHARDING_INFO = "DCP_SHARDING_INFO"
+
+
+def saved_offsets(
+    tensors: Iterable[HeaderTensor], metadata: Mapping[str, str], label: str
+) -> dict[str, tuple[int, ...]]:
+    """Where each tensor begins in its whole, in elements, by key; without those it says nothing of.
+
+    Args:
+        metadata: the header's ``__metadata__``.
+        label: the file's name, for messages.
+
+    Raises:
+        CheckpointError: it is malformed.
+    """
+    try:
+        info = json.loads(metadata.get(_SHARDING_INFO, "{}"))
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{label}: {_SHARDING_INFO} in the header is not a JSON object")
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors:
+        entry = info.get(tensor.name)
+        if entry is None:
+            continue
+        offsets = entry.get("saved_offsets") if isinstance(entry, dict) else None
+        if not is_sizes(offsets) or len(offsets) != len(tensor.shape):
+            raise CheckpointError(f"{label}: {_SHARDING_INFO} of {tensor.name!r} is malformed")
+        found[tensor.name] = tuple(offsets)
+    return found
