@@ -15,6 +15,9 @@ DECISIVE = frozenset({INDEX_NAME, ADAPTER_CONFIG})
 
 _MODEL_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 _ADAPTER_WEIGHTS = re.compile(r"adapter_model(-\d{5,}-of-\d{5,})?\.safetensors")
+_PICKLED = re.compile(
+    r"(pytorch_model|adapter_model)(-\d{5,}-of-\d{5,})?\.bin|pytorch_model\.bin\.index\.json"
+)
 
 
 def is_model_weights(name: str) -> bool:
@@ -25,6 +28,11 @@ def is_model_weights(name: str) -> bool:
 def is_weights(name: str) -> bool:
     """Is it a name for a file of weights, a model's or an adapter's?"""
     return is_model_weights(name) or bool(_ADAPTER_WEIGHTS.fullmatch(name))
+
+
+def is_pickled_weights(name: str) -> bool:
+    """Is it a name for weights of the form that loaders take where there are no safetensors?"""
+    return bool(_PICKLED.fullmatch(name))
 
 
 def superseded(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:

@@ -35,7 +35,13 @@ from pathlib import Path
 
 from hubmerge.assets import CONFIG, is_asset
 from hubmerge.errors import NoRoomError, UsageError
-from hubmerge.filenames import DECISIVE, INDEX_NAME, is_weights, superseded
+from hubmerge.filenames import (
+    DECISIVE,
+    INDEX_NAME,
+    is_pickled_weights,
+    is_weights,
+    superseded,
+)
 from hubmerge.plan import Plan
 from hubmerge.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
 from hubmerge.stream import BLOCK_BYTES
@@ -80,6 +86,7 @@ class OutputFolder:
         self.path = path
         self._digest, self._small, self._overwrite = digest, small, overwrite
         self._is_adapter = plan.is_adapter
+        self._index = plan.index
         self._planned = {shard.filename: shard.size_bytes for shard in plan.shards}
         self.finished: dict[str, WrittenShard] = {}
         """Complete shards by filename."""
@@ -116,12 +123,9 @@ class OutputFolder:
 
     def _resume(self, note: Callable[[str], None]) -> None:
         """Take over the finished shards of a run with the same plan that was cut off."""
-        self._file.seek(0)
-        lines = self._file.read(_MAX_JOURNAL_BYTES).split(b"\n")
-        lines.pop()  # empty, or cut off by a crash
-        if not lines or lines[0] != self._header():
+        header, noted = _read_journal(self.path / JOURNAL)
+        if header != self._header():
             return
-        noted = {shard.filename: shard for shard in filter(None, map(_noted_shard, lines[1:]))}
         planned = [s for s in noted.values() if self._planned.get(s.filename) == s.size]
         if planned:
             note(f"reading the shards that a run which was cut off has finished ({len(planned)})")
@@ -155,6 +159,7 @@ class OutputFolder:
         old = set(superseded(names, self.finished, is_adapter=self._is_adapter))
         for name in filter(self._is_weights, names):
             is_ours = name in self._planned or name.endswith(PARTIAL_SUFFIX)
+            is_ours |= self._overwrite and not self._is_adapter and is_pickled_weights(name)
             if is_ours and name not in self.finished:
                 old.add(name)
         if self._overwrite and CONFIG in self._small:  # the older model's tokenizer goes with it
@@ -164,7 +169,7 @@ class OutputFolder:
     def _is_weights(self, name: str) -> bool:
         """Is it a shard, complete or partial?"""
         final = name.removesuffix(PARTIAL_SUFFIX)
-        return final in self._planned or is_weights(final)
+        return final in self._planned or is_weights(final) or is_pickled_weights(final)
 
     def _clear(self) -> None:
         """Remove what is not of this plan."""
@@ -182,17 +187,23 @@ class OutputFolder:
         That is a model, or another file of a name that is to be written. A journal without its
         first line is of a run that was killed before it touched the folder.
         """
-        journal = self.path / JOURNAL
-        if journal.exists() and journal.stat().st_size:
-            return
+        header, noted = _read_journal(self.path / JOURNAL)
+        planned = self._planned if header == self._header() else {}
         decisive = {INDEX_NAME} if self._is_adapter else DECISIVE
-        names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
-        found = [name for name in names if self._is_weights(name) or name in decisive]
-        if found:
-            raise UsageError(
-                f"{self.path}: already holds a model ({min(found)})",
-                "Use --overwrite to replace it, or another --save-dir.",
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            is_left = header and (
+                path.suffix == PARTIAL_SUFFIX
+                or path.name in noted
+                or planned.get(path.name) == path.lstat().st_size  # not yet noted
+                or (path.name == INDEX_NAME and path.read_bytes() == self._index)
             )
+            if (self._is_weights(path.name) or path.name in decisive) and not is_left:
+                raise UsageError(
+                    f"{self.path}: already holds a model ({path.name})",
+                    "Use --overwrite to replace it, or another --save-dir.",
+                )
+        if header:  # what an older plan of ours wrote is to be replaced
+            return
         for name, content in self._small.items():
             path = self.path / name
             if path.exists() and (path.is_dir() or path.read_bytes() != content):
@@ -251,6 +262,20 @@ def _open_journal(path: Path) -> FileIO:
     """Open for reading and appending, and never what a link points at: it will be truncated."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     return FileIO(os.open(path, flags, 0o666), "a+b")
+
+
+def _read_journal(path: Path) -> tuple[bytes, dict[str, WrittenShard]]:
+    """The journal's first line, and the shards that it notes; empty where there is none."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with FileIO(os.open(path, flags)) as file:
+            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n")
+    except OSError:
+        return b"", {}
+    if not lines:  # it was cut off by a crash, as the last line may be
+        return b"", {}
+    noted = filter(None, map(_noted_shard, lines[:-1]))
+    return header, {shard.filename: shard for shard in noted}
 
 
 def _noted_shard(line: bytes) -> WrittenShard | None:

@@ -462,6 +462,30 @@ def test_another_model_is_only_replaced_on_demand(tmp_path: Path) -> None:
     assert content(out) == wanted() | {"mine.txt": b"mine"}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", INDEX, "model-00001-of-00002.safetensors", "pytorch_model.bin",
+     "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "adapter_model.bin"],
+)  # fmt: skip
+@pytest.mark.parametrize("is_cut_off", [False, True])
+def test_any_model_is_only_replaced_on_demand(name: str, is_cut_off: bool, tmp_path: Path) -> None:
+    """Also one of the older form, and one that was put where another plan's run was cut off."""
+    if is_cut_off:
+        folder = damaged(tmp_path)
+        (folder / DATA_FILE).write_bytes(bytes((folder / DATA_FILE).stat().st_size))
+        assert failure(tmp_path / "out", load_dir=folder, dtype="float32")
+        assert (tmp_path / "out" / JOURNAL).read_bytes()
+    else:
+        (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"mine")
+    before = content(tmp_path / "out")
+    with pytest.raises(errors.UsageError, match=f"already holds a model \\({name}\\)"):
+        convert(tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    convert(tmp_path / "out", overwrite=True)
+    assert content(tmp_path / "out") == wanted()
+
+
 def test_no_file_of_the_users_is_replaced_unasked(tmp_path: Path) -> None:
     """A project's own README or config: refused before any write; --overwrite replaces it."""
     for name in ("README.md", "config.json"):
