@@ -11,7 +11,7 @@ import ast
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,24 +21,43 @@ from hubmerge.errors import UsageError
 
 CONFIG = "config.json"
 
+# By the `vocab_files_names` of transformers' tokenizers: any one of these makes a tokenizer.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "spm.model",
+    "spm_char.model",
+    "sentencepiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+    "tekken.json",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "dict.txt",
+    "entity_vocab.json",
+    "prophetnet.tokenizer",
+)
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _NAMES = (
     CONFIG,
     "generation_config.json",
-    # tokenizers
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *_VOCABULARIES,
+    # what a tokenizer has beside its vocabulary
+    _TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
     "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "tekken.json",
-    "source.spm",
-    "target.spm",
+    "bpe.codes",
+    "normalizer.json",
+    "emoji.json",
+    "byte_maps.json",
+    "target_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
     # chat templates
     "chat_template.jinja",
     "chat_template.json",
@@ -48,16 +67,10 @@ _NAMES = (
     "image_processor_config.json",
     "video_preprocessor_config.json",
     "feature_extractor_config.json",
+    "audio_tokenizer_config.json",
 )
-_PATTERNS = ("*.tiktoken", "additional_chat_templates/*.jinja")
-
-# Each may name classes in .py files of the same folder.
-_WITH_AUTO_MAP = (
-    CONFIG,
-    "tokenizer_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-)
+TEMPLATES = "additional_chat_templates"
+_PATTERNS = ("*.tiktoken", f"{TEMPLATES}/*.jinja")
 
 # No filesystem has longer names (in bytes, of which a character may take four).
 _MAX_NAME = 60
@@ -66,7 +79,7 @@ _MAX_NAME = 60
 MAX_JSON_BYTES = 64 * 2**20
 
 _DTYPE_ENTRY = re.compile(
-    r'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float32|float16|bfloat16)(")'
+    r'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float64|float32|float16|bfloat16)(")'
 )
 
 
@@ -77,10 +90,6 @@ class Asset:
     name: str
     source: Path
     content: bytes | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.content) if self.content is not None else self.source.stat().st_size
 
     def read(self) -> bytes:
         return self.content if self.content is not None else self.source.read_bytes()
@@ -101,7 +110,7 @@ class Assets:
 
 
 def is_asset(name: str) -> bool:
-    """Is it the name of a file that `collect_assets` takes from the top of a folder?"""
+    """Is it the name of a file that `collect_assets` takes, code apart?"""
     return name in _NAMES or any(fnmatch(name, pattern) for pattern in _PATTERNS)
 
 
@@ -138,11 +147,22 @@ def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
 def _warnings(names: list[str]) -> Iterator[str]:
     if CONFIG not in names:
         yield _without("config.json", "the assets folder has none")
-    if not any(
-        name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece", "tekken"))
-        for name in names
-    ):
+    if not is_tokenizer(names):
         yield "no tokenizer: AutoTokenizer and pipelines cannot be used with the result"
+    elif all(map(_is_no_vocabulary, names)):
+        yield (
+            f"no vocabulary beside {_TOKENIZER_CONFIG}: AutoTokenizer can only be used with the "
+            "result if its class needs none"
+        )
+
+
+def is_tokenizer(names: Collection[str]) -> bool:
+    """Is there among these files one that AutoTokenizer could load a tokenizer by?"""
+    return not all(map(_is_no_vocabulary, names)) or _TOKENIZER_CONFIG in names
+
+
+def _is_no_vocabulary(name: str) -> bool:
+    return name not in _VOCABULARIES and not name.endswith(".tiktoken")
 
 
 def _without(name: str, why: str) -> str:
@@ -176,9 +196,9 @@ def _with_dtype(content: bytes, dtype: str | None) -> bytes:
 def _code_files(folder: Path) -> list[str]:
     """The .py files that an `auto_map` names, and those that they import from beside them."""
     wanted: deque[str] = deque()
-    for name in _WITH_AUTO_MAP:
-        if (folder / name).is_file():
-            wanted.extend(_auto_map_modules(read_json(folder / name).get("auto_map")))
+    for name in _NAMES:
+        if name.endswith("config.json") and (folder / name).is_file():
+            wanted.extend(_auto_map_modules(read_json(folder / name)))
     found: dict[str, None] = {}
     while wanted:
         module = wanted.popleft()
@@ -191,13 +211,18 @@ def _code_files(folder: Path) -> list[str]:
     return list(found)
 
 
-def _auto_map_modules(auto_map: Any) -> Iterator[str]:
-    references = auto_map.values() if isinstance(auto_map, dict) else ()
-    for reference in references:
-        for entry in reference if isinstance(reference, list) else [reference]:
+def _auto_map_modules(config: dict[str, Any]) -> Iterator[str]:
+    """The modules that each `auto_map` names; a processor's config holds those of its parts."""
+    waiting: list[tuple[Any, bool]] = [(config, False)]
+    while waiting:
+        value, is_inside = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(v, is_inside or key == "auto_map") for key, v in value.items()]
+        elif isinstance(value, list):
+            waiting += [(v, is_inside) for v in value]
+        elif is_inside and isinstance(value, str) and "--" not in value:
             # "ORG/NAME--module.Class" is code of another repository.
-            if isinstance(entry, str) and "--" not in entry:
-                yield entry.partition(".")[0]
+            yield value.partition(".")[0]
 
 
 def _relative_imports(path: Path) -> Iterator[str]:

@@ -33,7 +33,7 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from hubmerge.assets import CONFIG, is_asset
+from hubmerge.assets import CONFIG, TEMPLATES, is_asset
 from hubmerge.errors import NoRoomError, UsageError
 from hubmerge.filenames import (
     DECISIVE,
@@ -163,6 +163,9 @@ class OutputFolder:
             if is_ours and name not in self.finished:
                 old.add(name)
         if self._overwrite and CONFIG in self._small:  # the older model's tokenizer goes with it
+            templates = self.path / TEMPLATES
+            if not templates.is_symlink():
+                names += [f"{TEMPLATES}/{path.name}" for path in templates.glob("*")]
             old |= {name for name in names if is_asset(name) and name not in self._small}
         return [self.path / name for name in sorted(old, key=lambda n: (n not in DECISIVE, n))]
 

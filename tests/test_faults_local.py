@@ -508,10 +508,14 @@ def test_the_older_models_tokenizer_goes_with_it(tmp_path: Path) -> None:
     """Replaced by a model with a config, nothing of the older one is left to be loaded."""
     convert(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool.jinja").write_text("older")
     (tmp_path / "mine.json").write_text("{}")
     hubmerge.convert(source(), tmp_path, shard_size=SHARD_SIZE, overwrite=True)  # no config: kept
     assert (tmp_path / "tokenizer_config.json").exists()
     convert(tmp_path, overwrite=True)
+    assert not list((tmp_path / "additional_chat_templates").iterdir())
+    (tmp_path / "additional_chat_templates").rmdir()
     assert content(tmp_path) == wanted() | {"mine.json": b"{}"}
 
 

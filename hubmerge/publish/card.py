@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError
 
-from hubmerge.assets import Assets
+from hubmerge.assets import Assets, is_tokenizer
 from hubmerge.errors import UsageError
 from hubmerge.filenames import ADAPTER_CONFIG, INDEX_NAME
 from hubmerge.plan import Plan
@@ -32,19 +32,6 @@ _HEADER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", re.DO
 # The lines of a card that depend on the checkpoint's path, or on who wrote it.
 _OF_ITS_TIME = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TOKENIZERS = frozenset(
-    {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "vocab.json",
-        "vocab.txt",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "sentencepiece.model",
-        "tekken.json",
-    }
-)
 _STEP = re.compile(r"(?:global_step|checkpoint|step|ckpt-step|epoch_\d+_step)[_-]?(\d+)")
 
 
@@ -243,7 +230,7 @@ def _usage(about: _About, place: str) -> str:
     if about.files & {"processor_config.json", "preprocessor_config.json"}:
         imports.append("AutoProcessor")
         lines.append(f'processor = AutoProcessor.from_pretrained("{place}"{code})')
-    elif about.files & _TOKENIZERS:
+    elif is_tokenizer(about.files):
         imports.append("AutoTokenizer")
         lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{place}"{code})')
     if library == "peft":
