@@ -14,7 +14,13 @@ from typing import Any, NoReturn
 
 import click
 
-from hubmerge.cli_options import convert_options, json_option, load_dir_option, push_options
+from hubmerge.cli_options import (
+    PATH,
+    convert_options,
+    json_option,
+    load_dir_option,
+    push_options,
+)
 from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
 from hubmerge.ranks import ALONE, Ranks, current_ranks
 from hubmerge.signals import ended_by_signals
@@ -156,7 +162,7 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
 @click.option("--repo-id", help="A repository that was pushed from it.")
 @click.option("--revision", default="main", show_default=True, help="Its branch, tag or commit.")
 @click.option("--token", help="A token; by default the stored login or HF_TOKEN.")
-@click.option("--save-dir", type=click.Path(path_type=Path), help="A folder made from it.")
+@click.option("--save-dir", type=PATH, help="A folder made from it.")
 @convert_options
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
@@ -200,7 +206,7 @@ def inspect(load_dir: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Keep the files here.")
+@click.option("--dir", "folder", type=PATH, help="Keep the files here.")
 def demo(folder: Path | None) -> None:
     """Train a tiny model with FSDP2 on two processes, convert it, load it, generate."""
     from hubmerge.demo import run_demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,6 @@ _UNITS = {
     **{f"{p}b": 1000**i for i, p in enumerate("kmgt", start=1)},
     **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", start=1)},
 }
-_PATH = click.Path(path_type=Path)
 
 
 class Size(click.ParamType[int]):
@@ -31,16 +31,27 @@ class Size(click.ParamType[int]):
         match = _SIZE.fullmatch(str(value).strip())
         if not match:
             self.fail(f"{value!r} is not a size such as 2000000000, 2GB, 500MB or 4GiB", param, ctx)
-        size = int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
+        size = int(Decimal(match[1]) * _UNITS[(match[2] or "B").lower()])
         if size < 1:
             self.fail(f"{value!r} is less than one byte", param, ctx)
         return size
 
 
+class _Path(click.Path):
+    """A path; a variable that is not set must not mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+
 load_dir_option = click.option(
     "--load-dir",
     required=True,
-    type=_PATH,
+    type=PATH,
     help="The checkpoint: its own folder, a step's, or a whole run's (its newest step).",
 )
 json_option = click.option(
@@ -58,7 +69,7 @@ _WHERE = (
     click.option("--commit-message", help="Its first line."),
     click.option("--commit-description", help="Its further text."),
     click.option("--token", help="A token; by default the stored login or HF_TOKEN."),
-    click.option("--staging-dir", type=_PATH, help="Where shards stand until they are uploaded."),
+    click.option("--staging-dir", type=PATH, help="Where shards stand until they are uploaded."),
     click.option(
         "--max-disk",
         type=Size(),
@@ -75,7 +86,7 @@ _LOCAL = (
         "--no-push", is_flag=True, help="Write the folder that would be pushed, and push nothing."
     ),
     click.option(
-        "--save-dir", type=_PATH, help="The folder of --no-push.  [default: LOAD_DIR/hf_ckpt]"
+        "--save-dir", type=PATH, help="The folder of --no-push.  [default: LOAD_DIR/hf_ckpt]"
     ),
     click.option(
         "--overwrite", is_flag=True, help="Replace a model that the folder already holds."
@@ -83,7 +94,7 @@ _LOCAL = (
 )
 _WHAT = (
     click.option(
-        "--model-assets-dir", type=_PATH, help="Where config, tokenizer and the like come from."
+        "--model-assets-dir", type=PATH, help="Where config, tokenizer and the like come from."
     ),
     click.option(
         "--shard-size",
@@ -100,7 +111,7 @@ _WHAT = (
         help="What floating tensors become; auto leaves them as stored.",
     ),
     click.option("--license", help="The model's license, for its card."),
-    click.option("--card", type=_PATH, help="A model card of your own; its text stays."),
+    click.option("--card", type=PATH, help="A model card of your own; its text stays."),
 )
 _NAMES = (
     click.option("--base-model", help="The model that was trained from: a Hub id or a folder."),
@@ -129,7 +140,7 @@ _NAMES = (
     ),
     click.option(
         "--adapter-config-path",
-        type=_PATH,
+        type=PATH,
         help="The adapter_config.json of a LoRA run.  [default: in the assets, or beside the "
         "checkpoint]",
     ),

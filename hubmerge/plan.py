@@ -125,8 +125,13 @@ class Plan:
     @cached_property
     def data_files(self) -> dict[str, int]:
         """The data files that the weights come from, and how long each must be at least."""
-        names = {c.file for s in self.shards for t in s.tensors for c in t.chunks}
-        return {name: size for name, size in self.checkpoint.files.items() if name in names}
+        files: dict[str, int] = {}
+        for tensor in (t for shard in self.shards for t in shard.tensors):
+            for chunk in tensor.chunks:
+                end = chunk.offset + chunk.length
+                if files.get(chunk.file, -1) < end:
+                    files[chunk.file] = end
+        return files
 
     def key_beyond(self, file: str, offset: int) -> str | None:
         """The first tensor of the plan that has a part of `file` which ends beyond `offset`."""

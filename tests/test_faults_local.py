@@ -323,6 +323,44 @@ def test_a_truncated_file_is_named_with_its_tensor_and_bytes(left: int, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_only_what_the_model_needs_must_be_there(tmp_path: Path) -> None:
+    """The optimizer's records stand last in the file, and are cut off."""
+    model = {"model.a.weight": first_tensor()}
+    save_alone(tmp_path / "c", {"model": model, "optimizer": {"z": torch.randn(300, 300)}})
+    offset, length = record_of(tmp_path / "c", FIRST_KEY)
+    assert record_of(tmp_path / "c", "optimizer.z")[0] >= offset + length
+    os.truncate(tmp_path / "c" / DATA_FILE, offset + length)
+    result = hubmerge.convert(tmp_path / "c", tmp_path / "out")
+    assert result.total_parameters == 300 * 300
+
+
+def test_a_later_save_that_was_cut_off_is_said(tmp_path: Path) -> None:
+    """`.metadata` is the older save's, and the data files may be the newer one's."""
+    folder = shutil.copytree(source(), tmp_path / "c")
+    assert not any("cut off" in warning for warning in api.plan(folder)[0].warnings)
+    (folder / ".metadata.tmp").write_bytes(b"")
+    assert any("cut off" in warning for warning in api.plan(folder)[0].warnings)
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--shard-size", "0"], ["--shard-size", "2 EB"], ["--save-dir", ""],
+              ["--load-dir", ""], ["--model-assets-dir", ""]]
+)  # fmt: skip
+def test_an_option_that_cannot_be_used_is_exit_2(wrong: list[str], tmp_path: Path) -> None:
+    """An empty path (a variable that is not set) is not the current folder."""
+    done = run(*push(source(), tmp_path / "out"), *wrong)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_size_of_any_length_is_one(tmp_path: Path) -> None:
+    """Larger than any float, and larger than the model."""
+    done = run(*push(source(), tmp_path / "out", "--shard-size", "9" * 400))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_a_missing_file_is_named_with_its_tensor(tmp_path: Path) -> None:
     """A data file that is not there: file, tensor and expected bytes."""
     folder = damaged(tmp_path)

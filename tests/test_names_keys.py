@@ -188,7 +188,7 @@ def test_several_dicts_are_said_to_be_several() -> None:
 def test_no_weights_names_the_keys_and_the_flag() -> None:
     """What there is, objects too, and how to choose it."""
     checkpoint = replace(checkpoint_of(("ema", "a.weight")), objects=("lr_scheduler.x",))
-    with pytest.raises(NoModelWeightsError, match=r"ema \(1\), lr_scheduler \(1\)") as refusal:
+    with pytest.raises(NoModelWeightsError, match=r"ema \(1\), lr_scheduler \(1\); only") as refusal:
         name_weights(checkpoint)
     assert "--model-key ema" in refusal.value.hint
 
@@ -210,6 +210,15 @@ def test_a_config_makes_nothing_but_a_model(tmp_path: Path) -> None:
     (tmp_path / "assets" / "config.json").write_text(json.dumps(config))
     planned, _ = hubmerge.plan(checkpoint, model_assets_dir=tmp_path / "assets")
     assert any("has no class pipeline" in warning for warning in planned.warnings)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_stripped_prefix_is_said_where_nothing_else_tells(is_known: bool) -> None:
+    """Also of single keys beside others of the usual kind; with a config there is no doubt."""
+    checkpoint = checkpoint_of(*(("model", name) for name in (*LLAMA, "visual.blocks.0.weight")))
+    truth = truth_of(*LLAMA, "visual.blocks.0.weight") if is_known else None
+    warnings = name_weights(checkpoint, truth=truth).warnings
+    assert any("from 1 keys" in w and "model.visual.blocks" in w for w in warnings) != is_known
 
 
 def test_two_models_with_the_same_names_are_refused() -> None:

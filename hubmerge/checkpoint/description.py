@@ -78,6 +78,12 @@ def _refuse_gap(numbers: set[int], first: int, last: int, name: str) -> None:
 
 def doubts(paths: list[Path]) -> Iterator[str]:
     """What the names of the `describing_files` cannot prove, one sentence each."""
+    for path in paths:
+        if path.name == GLOBAL_FILE and path.with_name(f"{GLOBAL_FILE}.tmp").exists():
+            yield (
+                "a later save into this folder was cut off (there is a .metadata.tmp): data files "
+                "may be newer than what describes them"
+            )
     shards = set(_shards(paths))
     if not shards:
         return

@@ -291,6 +291,8 @@ class DataFiles:
             return _record_payload(file, chunk, dtype)
         except DamagedFileError as error:
             raise error.while_reading(key) from None
+        except UnsafeInputError as error:
+            raise UnsafeInputError(f"{error}, while reading {key!r}", error.hint) from None
 
     def _safetensors_payload(
         self, file: _Reopened, chunk: Chunk, key: str, dtype: DType

@@ -7,6 +7,8 @@ converted without this proof.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from math import prod
 
 from hubmerge.checkpoint.model import Chunk, StoredTensor
 from hubmerge.errors import CheckpointError
@@ -14,6 +16,11 @@ from hubmerge.errors import CheckpointError
 # Real shardings are cut once per mesh dimension. The bound keeps a hostile one from costing
 # quadratic time.
 _MAX_CUTS_DEEP = 32
+
+# Each of these is held against each other.
+_MOST_INTERLOCKED = 256
+
+_Corners = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def covering_chunks(tensor: StoredTensor) -> list[Chunk]:
@@ -57,7 +64,7 @@ def _tiles(
         if len(groups) > 1:
             break
     else:
-        return False  # none, or chunks that overlap, or interlock as no sharding does
+        return _fills(chunks, low, high)  # chunks that interlock, or overlap
     edge = low[dim]
     for start, stop, group in groups:
         if start != edge:
@@ -68,6 +75,22 @@ def _tiles(
             return False
         edge = stop
     return edge == high[dim]
+
+
+def _fills(chunks: Sequence[Chunk], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+    """Are `chunks` inside the box from `low` to `high`, as large as it together, and apart?"""
+    if len(chunks) > _MOST_INTERLOCKED:
+        return False
+    boxes = [(c.offsets, tuple(map(int.__add__, c.offsets, c.sizes))) for c in chunks]
+    is_inside = all(
+        all(map(int.__le__, low, begin)) and all(map(int.__le__, end, high)) for begin, end in boxes
+    )
+    is_full = sum(prod(c.sizes) for c in chunks) == prod(map(int.__sub__, high, low))
+    return is_inside and is_full and not any(_overlap(a, b) for a, b in combinations(boxes, 2))
+
+
+def _overlap(a: _Corners, b: _Corners) -> bool:
+    return all(map(int.__lt__, a[0], b[1])) and all(map(int.__lt__, b[0], a[1]))
 
 
 def _cut(chunks: Sequence[Chunk], dim: int) -> list[tuple[int, int, list[Chunk]]]:

@@ -236,16 +236,22 @@ def _strip_prefix(draft: _Draft, known: Collection[str]) -> None:
         if prefix:
             draft.why.append(f"the prefix {prefix!r} stripped")
     draft.rename({name: rule(name) for name in names}, "")
-    if not known and not any(n.startswith(("model.", "lm_head.")) for n in draft.tensors):
+    if not known:
         _warn_of_strange_names(draft)
 
 
 def _warn_of_strange_names(draft: _Draft) -> None:
-    name, tensor = next(iter(draft.tensors.items()))
-    if tensor.key != name:
+    """Names of the usual kind need no word; of others, only a config could tell."""
+    strange = [
+        (name, tensor.key)
+        for name, tensor in draft.tensors.items()
+        if tensor.key != name and not name.startswith(("model.", "lm_head."))
+    ]
+    if strange:
+        name, key = strange[0]
         draft.warnings.append(
-            f"stripped the prefix {tensor.key.removesuffix(name)!r} from {len(draft.tensors)} keys "
-            f"(for example {tensor.key!r}); check the names with --dry-run"
+            f"stripped the prefix {key.removesuffix(name)!r} from {len(strange)} keys "
+            f"(for example {key!r}); check the names with --dry-run"
         )
 
 
@@ -285,6 +291,8 @@ def _no_weights(checkpoint: Checkpoint) -> NoModelWeightsError:
     tensors = [root for root, _ in roots.most_common()]
     roots.update(key.partition(".")[0] for key in checkpoint.objects)
     found = ", ".join(f"{root} ({count})" for root, count in roots.most_common(10)) or "none"
+    if pickled := [root for root, _ in roots.most_common(10) if root not in tensors]:
+        found += f"; only pickled objects are in: {', '.join(pickled)}"
     example = f", as in --model-key {tensors[0]}" if tensors else ""
     return NoModelWeightsError(
         f"no model weights found; the top-level keys are: {found}",

@@ -271,6 +271,23 @@ def interleaved_2(folder: Path) -> Tensors:
     return {f"model.{name}": tensor for name, tensor in full.items()}
 
 
+@case(2)
+def interlocked_2(folder: Path) -> Tensors:
+    """Chunks that no straight cut parts, as a mosaic's."""
+    full = {"model.a.weight": filled("a", 6, 6), "model.b.weight": filled("b", 3, 4, 4)}
+    turn = [((0, 0), (2, 4)), ((0, 4), (4, 2)), ((4, 2), (2, 4)), ((2, 0), (4, 2)),
+            ((2, 2), (2, 2))]
+    solid = [((0, 0, 0), (2, 1, 3)), ((0, 0, 3), (2, 3, 1)), ((0, 3, 1), (2, 1, 3)),
+             ((0, 1, 0), (2, 3, 1)), ((0, 1, 1), (2, 2, 2)), ((2, 0, 0), (1, 4, 4))]  # fmt: skip
+    rank = dist.get_rank()
+    state = {
+        "model.a.weight": Tiled.of(full["model.a.weight"], turn[rank::2]),
+        "model.b.weight": Tiled.of(full["model.b.weight"], solid[rank::2]),
+    }
+    dcp.save({"model": state}, storage_writer=FileSystemWriter(folder, sync_files=False))
+    return {f"model.{name}": tensor for name, tensor in full.items()}
+
+
 @case(4)
 def mesh_2x2(folder: Path) -> Tensors:
     """A two-dimensional mesh: every pair of placements, even and uneven."""
