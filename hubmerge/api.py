@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.checkpoint.records import DataFiles
 from hubmerge.convert import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.inspection import Inspection, inspect_checkpoint
@@ -19,10 +18,12 @@ from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.card import CARD, CardOptions, repository_named_in, small_files
 from hubmerge.publish.hub import Hub, quiet_hub
-from hubmerge.publish.push import DEFAULT_BRANCH, PushOptions, PushResult, push_plan
+from hubmerge.publish.job import DEFAULT_BRANCH, PushOptions
+from hubmerge.publish.push import PushResult, push_plan
 from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.ranks import ALONE, Ranks
 from hubmerge.report import Preview
+from hubmerge.stream import open_data_files
 from hubmerge.verify import VerifyResult, verify_folder, verify_repository
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def preview(
     planned, assets = plan(load_dir, **options)
     warnings = [*planned.warnings, *assets.warnings]
     try:
-        files = DataFiles(planned.checkpoint.folder)
-        files.check_sizes(planned.data_files, planned.key_beyond)
+        open_data_files(planned)
     except HubmergeError as error:
         warnings.append(f"the run would fail: {error}")
     small = small_files(planned, assets, _card_options(options), repo_id)

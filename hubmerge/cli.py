@@ -188,6 +188,8 @@ def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: 
             progress=bars,
             **what,
         )
+        for warning in result.warnings:
+            bars.warn(warning)
     _print(result.to_json() if as_json else result.to_text())
     if result.differences:
         context.exit(MismatchError.exit_code)

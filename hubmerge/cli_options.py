@@ -190,6 +190,10 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
         raise UsageError("--repo-id is missing", "Give ORG/NAME, or --no-push to stay local.")
     if not options["no_push"] and (options["save_dir"] or options["overwrite"]):
         raise UsageError("--save-dir and --overwrite need --no-push")
+    if options["no_push"]:
+        for name in set(_names(_WHERE)) - {"repo_id", "revision"}:  # the card names the repository
+            if options[name]:
+                raise UsageError(f"--{name.replace('_', '-')} cannot be used with --no-push")
     where = {name: options[name] for name in _names(_WHERE)}
     what = {name: options[name] for name in _names(_WHAT)}
     what["naming"] = NamingOptions(**{name: options[name] for name in _names(_NAMES)})

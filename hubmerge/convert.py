@@ -11,14 +11,16 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.errors import UsageError
 from hubmerge.filenames import INDEX_NAME
 from hubmerge.fingerprint import fingerprint
 from hubmerge.output_folder import OutputFolder, check_shared, note_shard
 from hubmerge.plan import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CardOptions, small_files
-from hubmerge.ranks import ALONE, Ranks
+from hubmerge.ranks import Ranks
 from hubmerge.shard_writer import WrittenShard, write_shard
+from hubmerge.stream import open_data_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,10 @@ def convert_plan(
     save_dir: Path,
     *,
     card: CardOptions,
-    repo_id: str | None = None,
+    repo_id: str | None,
     overwrite: bool,
     progress: Progress,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
 ) -> ConvertResult:
     """Write the planned files, the assets and the card into `save_dir`.
 
@@ -60,14 +62,18 @@ def convert_plan(
         repo_id: where it will be published; the card says so.
 
     Raises:
-        UsageError: the folder already holds a model and `overwrite` is false, or it is not the same
-            folder for all ranks.
+        UsageError: the folder already holds a model and `overwrite` is false, or it is the
+            checkpoint's own, or not the same one for all ranks.
         NoRoomError: the disk has less room than is needed; found before the first write.
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
     began = time.monotonic()
-    files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files, plan.key_beyond)
+    if save_dir.resolve() == plan.checkpoint.folder.resolve():
+        raise UsageError(
+            f"{save_dir}: is the checkpoint's own folder, which is never changed",
+            "Use another --save-dir; the default is hf_ckpt inside it.",
+        )
+    files = open_data_files(plan)
     with ExitStack() as until_done:
         folder = index = None
         if ranks.rank == 0:

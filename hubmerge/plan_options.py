@@ -17,6 +17,9 @@ from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 
 T = TypeVar("T")
 
+# Recorded in place of a base model's folder.
+LOCAL_BASE = "a folder"
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -65,10 +68,12 @@ def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
         float32=tuple(_kept_float32(plan, options)),
     )
     base = naming.base_model
-    if base is not None and (Path(base).exists() or not _HUB_ID.fullmatch(base)):
+    is_local = base is not None and (Path(base).exists() or not _HUB_ID.fullmatch(base))
+    if is_local:
         naming = replace(naming, base_model=None)
     defaults = asdict(AUTOMATIC)
     return {
+        **({"base": LOCAL_BASE} if is_local else {}),
         "dtype": options.get("dtype", DEFAULT_DTYPE),
         "shard_size": options.get("shard_size", DEFAULT_SHARD_SIZE),
         "naming": {k: v for k, v in asdict(naming).items() if v != defaults[k]},

@@ -40,7 +40,7 @@ def human_bytes(count: float) -> str:
 
 
 def plan_to_dict(preview: Preview) -> dict[str, Any]:
-    """The plan with all sizes in bytes; `peak_*` are bounds, memory without that of torch."""
+    """The plan with all sizes in bytes; `peak_*` are bounds, memory without the libraries'."""
     plan = preview.plan
     tensors = [t for shard in plan.shards for t in shard.tensors]
     return {
@@ -95,7 +95,7 @@ def plan_to_text(preview: Preview) -> str:
     lines += _section("Warnings:", [f"  {warning}" for warning in view["warnings"]])
     lines += [
         "",
-        f"Peak memory: that of torch + {human_bytes(view['peak_memory_bytes'])}",
+        f"Peak memory: that of the libraries + {human_bytes(view['peak_memory_bytes'])}",
         f"Peak disk: {human_bytes(view['peak_disk_bytes'])}",
     ]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.records import DataFiles, Payload
 from hubmerge.errors import CheckpointError, DamagedFileError
 from hubmerge.names.model import Box
-from hubmerge.plan import PlannedTensor
+from hubmerge.plan import Plan, PlannedTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,21 +38,27 @@ class Slab:
     """A piece of a tensor's output that fits one block."""
 
     box: Box
-    start: int
-    """Offset of its first byte in the tensor's output."""
     size_bytes: int
+
+
+def open_data_files(plan: Plan) -> DataFiles:
+    """The data files that the plan needs, each proved to be there and long enough.
+
+    Raises:
+        DamagedFileError, UnsafeInputError: one is not.
+    """
+    files = DataFiles(plan.checkpoint.folder)
+    files.check_sizes(plan.data_files, plan.key_beyond)
+    return files
 
 
 def slabs(tensor: PlannedTensor) -> Iterator[Slab]:
     """Cut the output of `tensor` into consecutive slabs of at most `BLOCK_BYTES`."""
     itemsize = tensor.dtype.itemsize
     most_elements = BLOCK_BYTES // max(itemsize, tensor.source_dtype.itemsize)
-    start = 0
     for box in tensor.boxes:
         for piece in _cut_in_order(box, tensor.order, most_elements):
-            size_bytes = prod(piece.sizes) * itemsize
-            yield Slab(piece, start, size_bytes)
-            start += size_bytes
+            yield Slab(piece, prod(piece.sizes) * itemsize)
 
 
 def _cut_in_order(box: Box, order: tuple[int, ...] | None, most_elements: int) -> Iterator[Box]:

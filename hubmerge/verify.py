@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.filenames import INDEX_NAME, superseded
 from hubmerge.output_folder import JOURNAL
 from hubmerge.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
-from hubmerge.plan_options import PlanOptions, recalled_content_ids, recalled_options
+from hubmerge.plan_options import LOCAL_BASE, PlanOptions, recalled_content_ids, recalled_options
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, same_card
 from hubmerge.publish.hub import Hub, RemoteFile
 from hubmerge.publish.staging import content_ids, newest_record
 from hubmerge.shard_writer import hash_shard
-from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
+from hubmerge.stream import BLOCK_BYTES, TensorReader, open_data_files, slabs
 
 _ABSENT = "no such file"
 
@@ -56,6 +56,7 @@ class VerifyResult:
         files: how many were looked at.
         unchecked: others that are there, of which the checkpoint says nothing.
         options: with which the model was made, by the commit's own record; None for a folder.
+        warnings: what was in doubt when the checkpoint was read, one sentence each.
     """
 
     place: str
@@ -64,6 +65,7 @@ class VerifyResult:
     seconds: float
     unchecked: tuple[str, ...] = ()
     options: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -117,7 +119,7 @@ def verify_folder(
         differences.append(Difference(JOURNAL, _ABSENT, "the mark of a run that was cut off"))
     planned = _planned(plan, small)
     differences += _of_another_model(planned, names, is_adapter=plan.is_adapter)
-    return _result(str(folder), planned, names, differences, began)
+    return _result(str(folder), planned, names, differences, began, warnings=plan.warnings)
 
 
 def verify_repository(
@@ -175,7 +177,13 @@ def verify_repository(
     differences = [*_shards_in_listing(plan, listing, progress), *_compare_listing(ids, listing)]
     planned = _planned(plan, ids)
     differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)
-    return _result(place, planned, listing, differences, began, options=recorded)
+    warnings = list(plan.warnings)
+    if record.options.get("base") == LOCAL_BASE and made_with["naming"].base_model is None:
+        warnings.append(
+            "the push took names from a base model in a folder: without it (--base-model), what "
+            "it decided is a difference"
+        )
+    return _result(place, planned, listing, differences, began, options=recorded, warnings=warnings)
 
 
 def _shards_in_listing(
@@ -221,8 +229,7 @@ def _of_another_model(
 
 
 def _open(plan: Plan, progress: Progress) -> DataFiles:
-    files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files, plan.key_beyond)
+    files = open_data_files(plan)
     progress.start(sum(shard.size_bytes for shard in plan.shards), len(plan.shards))
     return files
 
@@ -235,6 +242,7 @@ def _result(
     began: float,
     *,
     options: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> VerifyResult:
     looked_at = set(planned) | {difference.file for difference in differences}
     return VerifyResult(
@@ -244,6 +252,7 @@ def _result(
         seconds=round(time.monotonic() - began, 3),
         unchecked=tuple(name for name in names if name not in looked_at | _NOBODYS),
         options=options,
+        warnings=tuple(warnings),
     )
 
 

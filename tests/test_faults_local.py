@@ -354,6 +354,26 @@ def test_an_option_that_cannot_be_used_is_exit_2(wrong: list[str], tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "option", [["--tag", "v1"], ["--private"], ["--create-pr"], ["--max-disk", "1GB"]]
+)  # fmt: skip
+def test_what_only_a_push_does_needs_a_push(option: list[str], tmp_path: Path) -> None:
+    """An option that would be passed over in silence is refused."""
+    done = run(*push(source(), tmp_path / "out"), *option)
+    assert done.returncode == 2
+    assert f"{option[0]} cannot be used with --no-push" in done.stderr
+
+
+def test_the_checkpoints_own_folder_is_never_written_into(tmp_path: Path) -> None:
+    """Its data files could have the names of shards."""
+    folder = shutil.copytree(source(), tmp_path / "c")
+    before = content(folder)
+    for overwrite in (False, True):
+        with pytest.raises(errors.UsageError, match="checkpoint's own folder"):
+            convert(folder, load_dir=folder, overwrite=overwrite)
+    assert content(folder) == before
+
+
 def test_a_shard_size_of_any_length_is_one(tmp_path: Path) -> None:
     """Larger than any float, and larger than the model."""
     done = run(*push(source(), tmp_path / "out", "--shard-size", "9" * 400))

@@ -108,7 +108,7 @@ def test_from_a_push(place: str, api: HfApi, naps: list[float], checkpoint: Path
 VERIFY_PLACES = [
     "huggingface_hub:HfApi.list_repo_commits", "huggingface_hub:HfApi.list_repo_tree",
     "hubmerge.verify:recalled_options", "hubmerge.verify:newest_record",
-    "hubmerge.verify:hash_shard", "hubmerge.verify:DataFiles", "hubmerge.shard_writer:TensorReader",
+    "hubmerge.verify:hash_shard", "hubmerge.stream:DataFiles", "hubmerge.shard_writer:TensorReader",
 ]  # fmt: skip
 
 

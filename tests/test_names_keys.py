@@ -188,7 +188,7 @@ def test_several_dicts_are_said_to_be_several() -> None:
 def test_no_weights_names_the_keys_and_the_flag() -> None:
     """What there is, objects too, and how to choose it."""
     checkpoint = replace(checkpoint_of(("ema", "a.weight")), objects=("lr_scheduler.x",))
-    with pytest.raises(NoModelWeightsError, match=r"ema \(1\), lr_scheduler \(1\); only") as refusal:
+    with pytest.raises(NoModelWeightsError, match=r"ema \(1\), lr.* \(1\); only") as refusal:
         name_weights(checkpoint)
     assert "--model-key ema" in refusal.value.hint
 

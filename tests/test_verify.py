@@ -189,6 +189,23 @@ def test_what_the_base_model_decided_is_recorded(pushed_from_a_base: tuple[Path,
     assert "model.safetensors" in {difference.file for difference in others}
 
 
+def test_what_a_base_model_in_a_folder_decided_is_said(
+    api: HfApi, naps: list[float], checkpoint: Path, tmp_path: Path
+) -> None:
+    """No path is recorded. Where no index tells its names, they differ, and the reason is told."""
+    save_file(
+        {f"layers.{i}.weight": torch.zeros(16, 40) for i in range(6)},
+        tmp_path / "model.safetensors",
+    )
+    naming = NamingOptions(base_model=str(tmp_path))
+    hubmerge.push(checkpoint, REPO, naming=naming)
+    assert hubmerge.verify(checkpoint, repo_id=REPO, naming=naming).differences == ()
+    without = hubmerge.verify(checkpoint, repo_id=REPO)
+    assert without.differences
+    assert any("--base-model" in warning for warning in without.warnings)
+    assert str(tmp_path) not in without.to_json()
+
+
 def test_given_assets_are_compared(pushed_from_a_base: tuple[Path, Path]) -> None:
     """Where the assets are at hand, they say what the files must be, not the repository."""
     run, assets = pushed_from_a_base

@@ -150,7 +150,7 @@ def _look_into(folder: Path, given: Path) -> tuple[_Found | None, list[Path]]:
     refuse_foreign(folder)
     complete = bool(describing_files(folder))
     if complete or _is_cut_off(folder):
-        return _Found(folder, _step(folder.relative_to(given.parent)), complete), []
+        return _Found(folder, step_of(folder.relative_to(given.parent)), complete), []
     return None, below
 
 
@@ -166,7 +166,8 @@ def _is_cut_off(folder: Path) -> bool:
     return (folder / ".metadata.tmp").exists() or any(folder.glob("*.distcp"))
 
 
-def _step(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """The training step that the names of a path's folders tell; the innermost's counts."""
     steps = [int(match[1]) for part in path.parts if (match := _STEP.fullmatch(part))]
     return steps[-1] if steps else None
 
@@ -224,8 +225,6 @@ def _nothing(
         )
     if foreign:
         return foreign[0]
-    if not given.exists():
-        return NotACheckpointError(f"{given}: no such folder", "Check --load-dir.")
     unknown = ", ".join(_names(given, unreadable))
     return NotACheckpointError(
         f"{given}: not a distributed checkpoint: there is no .metadata file in it or below it"

@@ -152,15 +152,10 @@ def _not_a_checkpoint(folder: Path) -> NotACheckpointError:
         what = "a file, and no folder" if folder.exists() else "no such folder"
         return NotACheckpointError(f"{folder}: {what}", "Check --load-dir.")
     data_files = sum(1 for _ in folder.glob("*.distcp"))
-    if data_files:
-        return NotACheckpointError(
-            f"{folder}: there are {data_files} .distcp files but no .metadata: "
-            "the save was interrupted, or the file was left behind by a copy",
-            "Copy .metadata too (it is a hidden file), or take an earlier step.",
-        )
     return NotACheckpointError(
-        f"{folder}: not a distributed checkpoint: there is no .metadata file in it",
-        "Point --load-dir at the folder that holds .metadata and the .distcp files.",
+        f"{folder}: there are {data_files} .distcp files but no .metadata: "
+        "the save was interrupted, or the file was left behind by a copy",
+        "Copy .metadata too (it is a hidden file), or take an earlier step.",
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from yaml import YAMLError
 
 from hubmerge.assets import Assets, is_tokenizer
+from hubmerge.checkpoint.locate import step_of
 from hubmerge.errors import UsageError
 from hubmerge.filenames import ADAPTER_CONFIG, INDEX_NAME
 from hubmerge.plan import Plan
@@ -32,7 +33,6 @@ _HEADER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", re.DO
 # The lines of a card that depend on the checkpoint's path, or on who wrote it.
 _OF_ITS_TIME = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_STEP = re.compile(r"(?:global_step|checkpoint|step|ckpt-step|epoch_\d+_step)[_-]?(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,21 +244,12 @@ def _usage(about: _About, place: str) -> str:
 
 def _provenance(plan: Plan) -> str:
     rows = [("Checkpoint", f"PyTorch distributed checkpoint ({plan.layout})")]
-    step = training_step(plan)
+    step = step_of(plan.checkpoint.folder.absolute())
     if step is not None:
         rows.append(("Step", f"{step:,}"))
     rows.append(("Weights", plan.main_dtype or "as stored"))
     rows.append(("Converted by", f"hubmerge {version('hubmerge')}"))
     return "\n".join(f"- {label}: {text}" for label, text in rows)
-
-
-def training_step(plan: Plan) -> int | None:
-    """The step, from the names of the checkpoint's folders; None where none says."""
-    for part in reversed(plan.checkpoint.folder.parts):
-        match = _STEP.fullmatch(part)
-        if match:
-            return int(match[1])
-    return None
 
 
 def _dtype_rows(plan: Plan) -> list[tuple[str, str, str]]:

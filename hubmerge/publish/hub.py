@@ -51,7 +51,6 @@ def _end_waiting(request: Any) -> None:
 class RemoteFile:
     """A file in a repository; `sha256` is None where it is not stored as LFS; size in bytes."""
 
-    path: str
     size: int
     sha256: str | None
     blob_id: str
@@ -214,7 +213,7 @@ class Hub:
         def walk() -> dict[str, RemoteFile]:
             tree = self._api.list_repo_tree(self.repo_id, revision=revision, recursive=True)
             return {
-                f.path: RemoteFile(f.path, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
+                f.path: RemoteFile(f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
                 for f in tree
                 if isinstance(f, RepoFile)
             }

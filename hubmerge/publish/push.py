@@ -12,13 +12,12 @@ from hubmerge.fingerprint import fingerprint
 from hubmerge.plan import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import quiet_hub
-from hubmerge.publish.job import DEFAULT_BRANCH, Job, Prepared, PushOptions
+from hubmerge.publish.job import Job, Prepared, PushOptions
 from hubmerge.publish.pipeline import Pipeline
 from hubmerge.publish.staging_folder import staging_cap, staging_folder
-from hubmerge.ranks import ALONE, Ranks
+from hubmerge.ranks import Ranks
 from hubmerge.shard_writer import WrittenShard
-
-__all__ = ["DEFAULT_BRANCH", "PushOptions", "PushResult", "push_plan"]
+from hubmerge.stream import open_data_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class _Share:
 
 @quiet_hub()
 def push_plan(
-    plan: Plan, assets: Assets, options: PushOptions, progress: Progress, ranks: Ranks = ALONE
+    plan: Plan, assets: Assets, options: PushOptions, progress: Progress, ranks: Ranks
 ) -> PushResult:
     """Publish the planned model.
 
@@ -77,8 +76,7 @@ def push_plan(
             resumes.
     """
     began = time.monotonic()
-    files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files, plan.key_beyond)
+    files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
     job = Job(plan, assets, options, fingerprint(plan, files))
     # Only rank 0 creates anything; the others then find it.
