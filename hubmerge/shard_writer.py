@@ -14,7 +14,6 @@ The file is written append-only and in order, so any filesystem will do. It grow
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conveyor import Conveyor, Stage
 from hubmerge.errors import DISK_FULL, HubmergeError, NoRoomError
+from hubmerge.linux_files import begin_storing, reserve, set_direct
 from hubmerge.plan import PlannedShard
 from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 
@@ -35,9 +35,6 @@ _BLOCKS = 8
 
 # After so many bytes the disk is told to begin: the sync at the end then has little to wait for.
 _WRITEBACK_BYTES = 256 << 20
-
-# fallocate(2): set room aside, and leave the size of the file as it is.
-_FALLOC_FL_KEEP_SIZE = 1
 
 # What is written past the page cache goes in pieces of this size, a multiple of any disk's sector.
 # 8 MB took 15 % longer: it leaves the core's cache between being collected and being written.
@@ -80,6 +77,7 @@ def write_shard(
         try:
             partial.unlink(missing_ok=True)  # a link there would be followed
             with open(partial, "xb", buffering=0) as file:
+                reserve(file.fileno(), shard.size_bytes)
                 output = _Output(file.fileno(), is_direct=not is_read_next)
                 sha256 = _write(shard, files, output, on_bytes)
                 os.fsync(file.fileno())
@@ -106,7 +104,6 @@ def _write(
     stages: list[Stage] = [digest.update]
     with ExitStack() as until_done:
         if output is not None:
-            output.reserve(shard.size_bytes)
             until_done.enter_context(output)
             stages.append(output.write)
         conveyor = until_done.enter_context(Conveyor(stages, _BLOCKS, BLOCK_BYTES))
@@ -147,30 +144,10 @@ class _Output:
         self._fd = fd
         self._size = self._begun = 0  # bytes: written, and of these given to the disk
         self._disk = ThreadPoolExecutor(1, "disk")
-        self._is_direct = is_direct and self._set_direct(True)
+        self._is_direct = is_direct and set_direct(fd, True)
         # Mapped memory begins on a page, as a direct write must.
         self._collected = memoryview(mmap.mmap(-1, _DIRECT_BYTES)) if self._is_direct else None
         self._filled = 0
-
-    def reserve(self, size_bytes: int) -> None:
-        """Have the filesystem set room aside for the whole file, where it can; its size stays 0.
-
-        A disk that is too full says so before the work, and writing to it is cheaper. Not
-        `os.posix_fallocate`: where the filesystem cannot do it, that writes the whole file once
-        more.
-
-        Raises:
-            OSError: there is not so much room.
-        """
-        import ctypes
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        if not hasattr(libc, "fallocate"):  # only Linux has it
-            return
-        libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        failed = libc.fallocate(self._fd, _FALLOC_FL_KEEP_SIZE, 0, size_bytes)
-        if failed and ctypes.get_errno() in DISK_FULL:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def write(self, block: memoryview) -> None:
         """Append `block`; it may be changed afterwards."""
@@ -193,7 +170,7 @@ class _Output:
             except OSError as error:
                 if not (self._is_direct and error.errno == errno.EINVAL):
                     raise
-                self._is_direct = self._set_direct(False)  # this disk cannot, or not from here
+                self._is_direct = set_direct(self._fd, False)  # this disk cannot, or not from here
                 continue
             self._size += written
             block = block[written:]
@@ -202,21 +179,9 @@ class _Output:
 
     def _begin_storing(self) -> None:
         length = self._size - self._begun
-        if length >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
-            # In a thread of its own: it may have to wait for the disk's queue.
-            advice = os.POSIX_FADV_DONTNEED
-            self._disk.submit(os.posix_fadvise, self._fd, self._begun, length, advice)
+        if length >= _WRITEBACK_BYTES:
+            self._disk.submit(begin_storing, self._fd, self._begun, length)
             self._begun = self._size
-
-    def _set_direct(self, on: bool) -> bool:
-        """Write past the page cache from now on, or through it; is it past it now?"""
-        flag = getattr(os, "O_DIRECT", 0)  # macOS has none
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
-        except OSError:  # not on this filesystem
-            return False
-        return on and flag != 0
 
     def __enter__(self) -> _Output:
         return self
@@ -224,7 +189,7 @@ class _Output:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._disk:
             if kind is None and self._collected is not None:
-                self._is_direct = self._set_direct(False)  # the end is no multiple of a sector
+                self._is_direct = set_direct(self._fd, False)  # the end is no multiple of a sector
                 self._append(self._collected[: self._filled])
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import hubmerge
+from hubmerge import shard_writer
+from hubmerge.linux_files import set_direct
 from hubmerge.shard_writer import _DIRECT_BYTES, _Output
+from tests.checkpoints.fixtures import checkpoint_path
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 # Below, at, and above what is collected for one write, and no multiple of a sector.
 SIZES = ([], [1], [_DIRECT_BYTES], [_DIRECT_BYTES - 1, 2], [5, 3 * _DIRECT_BYTES + 7, 4096, 11])
@@ -38,7 +47,7 @@ def test_a_disk_that_refuses_direct_writes(tmp_path: Path, monkeypatch: pytest.M
     real, refused = os.write, []
 
     def refuse(fd: int, block: memoryview) -> int:
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & O_DIRECT:
             refused.append(len(block))
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(fd, block)
@@ -59,9 +68,54 @@ def test_a_direct_write_that_ends_early(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_other_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is full for the page cache too."""
+
     def full(fd: int, block: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "file", [2 * _DIRECT_BYTES], is_direct=True)
+
+
+def can_write_directly(folder: Path) -> bool:
+    """Does this disk take writes past the page cache?"""
+    with (folder / "probe").open("xb", buffering=0) as file:
+        return set_direct(file.fileno(), True)
+
+
+def test_a_conversion_writes_past_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the last piece of a shard."""
+    if not can_write_directly(tmp_path):
+        pytest.skip("not on this disk")
+    real, direct = os.write, []
+
+    def watch(fd: int, block: memoryview) -> int:
+        direct.append(bool(fcntl.fcntl(fd, fcntl.F_GETFL) & O_DIRECT))
+        return real(fd, block)
+
+    monkeypatch.setattr(os, "write", watch)
+    hubmerge.convert(checkpoint_path("several_shards"), tmp_path / "out")
+    assert direct[:-1].count(True) > 3
+    assert not direct[-1]
+
+
+def resident(path: Path) -> float:
+    """The part of a file that the page cache holds."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
+        pages = -(-len(mapped) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        mincore: Callable[..., int] = ctypes.CDLL(None).mincore
+        assert mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), found) == 0
+        return sum(page & 1 for page in found) / pages
+
+
+@pytest.mark.skipif(not O_DIRECT, reason="Linux alone")
+def test_what_is_read_next_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upload must not have to wait for the disk, which stores the shard meanwhile."""
+    monkeypatch.setattr(shard_writer, "_WRITEBACK_BYTES", 1 << 20)
+    write(tmp_path / "file", [1 << 20] * 32, is_direct=False)
+    os.sync()
+    assert resident(tmp_path / "file") == 1.0
