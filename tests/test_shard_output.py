@@ -15,7 +15,7 @@ import pytest
 
 import hubmerge
 from hubmerge import shard_writer
-from hubmerge.linux_files import set_direct
+from hubmerge.linux_files import begin_storing, set_direct
 from hubmerge.shard_writer import _DIRECT_BYTES, _Output
 from tests.checkpoints.fixtures import checkpoint_path
 
@@ -115,7 +115,15 @@ def resident(path: Path) -> float:
 @pytest.mark.skipif(not O_DIRECT, reason="Linux alone")
 def test_what_is_read_next_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upload must not have to wait for the disk, which stores the shard meanwhile."""
+    begun = []
+
+    def begin(fd: int, offset: int, length: int) -> None:
+        begun.append((offset, length))
+        os.fsync(fd)  # what is stored already could be dropped
+        begin_storing(fd, offset, length)
+
     monkeypatch.setattr(shard_writer, "_WRITEBACK_BYTES", 1 << 20)
-    write(tmp_path / "file", [1 << 20] * 32, is_direct=False)
-    os.sync()
+    monkeypatch.setattr(shard_writer, "begin_storing", begin)
+    write(tmp_path / "file", [1 << 20] * 8, is_direct=False)
+    assert begun == [(n << 20, 1 << 20) for n in range(8)]
     assert resident(tmp_path / "file") == 1.0
