@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.convert import ConvertResult, convert_plan
+from hubmerge.conversion import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.inspection import Inspection, inspect_checkpoint
 from hubmerge.names.options import AUTOMATIC
-from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 from hubmerge.plan_options import PlanOptions, check_options, record_options
+from hubmerge.planning import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 from hubmerge.prepare import prepare
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.card import CARD, CardOptions, repository_named_in, small_files
@@ -24,7 +24,7 @@ from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.ranks import ALONE, Ranks
 from hubmerge.report import Preview
 from hubmerge.stream import open_data_files
-from hubmerge.verify import VerifyResult, verify_folder, verify_repository
+from hubmerge.verification import VerifyResult, verify_folder, verify_repository
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

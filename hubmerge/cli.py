@@ -17,9 +17,11 @@ import click
 from hubmerge.cli_options import (
     PATH,
     convert_options,
+    given_options,
     json_option,
     load_dir_option,
     push_options,
+    split_options,
 )
 from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
 from hubmerge.ranks import ALONE, Ranks, current_ranks
@@ -120,7 +122,6 @@ def push(ranks: Ranks, /, *, as_json: bool, dry_run: bool, quiet: bool, **option
     """
     from hubmerge import api
     from hubmerge.bars import Bars
-    from hubmerge.cli_options import split_options
 
     where, what = split_options(options)
     if dry_run:
@@ -175,7 +176,6 @@ def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: 
     """
     from hubmerge import api
     from hubmerge.bars import Bars
-    from hubmerge.cli_options import given_options
 
     what = given_options(context)
     with Bars(quiet=quiet, words=("checking", "checked")) as bars:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 
 
 def fingerprint(plan: Plan, files: DataFiles) -> str:

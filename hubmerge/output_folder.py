@@ -42,7 +42,7 @@ from hubmerge.filenames import (
     is_weights,
     superseded,
 )
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 from hubmerge.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
 from hubmerge.stream import BLOCK_BYTES
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any
-from hubmerge.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+from hubmerge.planning import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 
 T = TypeVar("T")
 

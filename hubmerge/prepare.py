@@ -27,7 +27,7 @@ from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, read_reference
 from hubmerge.names.rules import Truth, name_weights
 from hubmerge.names.verdict import check_with_loader
-from hubmerge.plan import Plan, make_plan, plan_as_stored
+from hubmerge.planning import Plan, make_plan, plan_as_stored
 from hubmerge.stream import same_elements
 
 # An adapter's repository has the config of PEFT, not that of a model.

@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubmerge import errors
 from hubmerge.errors import HubmergeError, TemporaryError, UsageError
-from hubmerge.plan import PlannedShard
+
+if TYPE_CHECKING:
+    from hubmerge.planning import PlannedShard
 
 T = TypeVar("T")
 

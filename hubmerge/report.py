@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubmerge.inspection import Inspection
-from hubmerge.plan import Plan, PlannedTensor
+from hubmerge.planning import Plan, PlannedTensor
 from hubmerge.shard_writer import BUFFER_BYTES
 
 # Lines of one kind that a person is shown; --json has them all.

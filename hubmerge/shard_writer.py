@@ -27,7 +27,7 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conveyor import Conveyor, Stage
 from hubmerge.errors import DISK_FULL, HubmergeError, NoRoomError
 from hubmerge.linux_files import begin_storing, reserve, set_direct
-from hubmerge.plan import PlannedShard
+from hubmerge.planning import PlannedShard
 from hubmerge.stream import BLOCK_BYTES, TensorReader, slabs
 
 PARTIAL_SUFFIX = ".partial"

@@ -19,7 +19,7 @@ from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.records import DataFiles, Payload
 from hubmerge.errors import CheckpointError, DamagedFileError
 from hubmerge.names.model import Box
-from hubmerge.plan import Plan, PlannedTensor
+from hubmerge.planning import Plan, PlannedTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.model import Chunk, StoredTensor
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import CheckpointError
-from hubmerge.plan import plan_as_stored
+from hubmerge.planning import plan_as_stored
 from hubmerge.stream import BLOCK_BYTES, same_elements, slabs
 from tests.attacks import records
 from tests.attacks.checkpoints import (

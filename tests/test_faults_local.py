@@ -700,7 +700,7 @@ def test_no_foreign_error_escapes(error: BaseException, monkeypatch: pytest.Monk
 
 DEEPER = [
     ("stream", "cast"), ("shard_writer", "_blocks"), ("shard_writer", "sync_folder"),
-    ("shard_writer", "_Output.write"), ("convert", "fingerprint"), ("convert", "note_shard"),
+    ("shard_writer", "_Output.write"), ("conversion", "fingerprint"), ("conversion", "note_shard"),
 ]  # fmt: skip
 
 

@@ -107,8 +107,9 @@ def test_from_a_push(place: str, api: HfApi, naps: list[float], checkpoint: Path
 
 VERIFY_PLACES = [
     "huggingface_hub:HfApi.list_repo_commits", "huggingface_hub:HfApi.list_repo_tree",
-    "hubmerge.verify:recalled_options", "hubmerge.verify:newest_record",
-    "hubmerge.verify:hash_shard", "hubmerge.stream:DataFiles", "hubmerge.shard_writer:TensorReader",
+    "hubmerge.verification:recalled_options", "hubmerge.verification:newest_record",
+    "hubmerge.verification:hash_shard", "hubmerge.stream:DataFiles",
+    "hubmerge.shard_writer:TensorReader",
 ]  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def test_from_a_verification(
     for place in VERIFY_PLACES:
         assert_only_ours(lambda: hubmerge.verify(checkpoint, repo_id=REPO), place, ALL)
     hubmerge.convert(checkpoint, tmp_path / "out", shard_size=3000)
-    for place in ("hubmerge.api:small_files", "hubmerge.verify:hash_shard"):
+    for place in ("hubmerge.api:small_files", "hubmerge.verification:hash_shard"):
         assert_only_ours(
             lambda: hubmerge.verify(checkpoint, save_dir=tmp_path / "out", shard_size=3000),
             place,

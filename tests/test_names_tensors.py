@@ -17,7 +17,7 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.model import Box, Naming, Weight
 from hubmerge.names.options import NamingOptions
-from hubmerge.plan import make_plan, plan_as_stored
+from hubmerge.planning import make_plan, plan_as_stored
 from hubmerge.shard_writer import write_shard
 from hubmerge.stream import BLOCK_BYTES, same_elements
 from tests.checkpoints.fixtures import checkpoint_path

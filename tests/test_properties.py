@@ -32,7 +32,7 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.names.model import Box as WeightBox
 from hubmerge.names.model import Naming, Weight
 from hubmerge.names.options import NamingOptions
-from hubmerge.plan import make_plan
+from hubmerge.planning import make_plan
 from hubmerge.shard_writer import write_shard
 from tests import oracle
 from tests.checkpoints.cases_sharded import Tiled

@@ -19,7 +19,7 @@ from hubmerge.assets import Assets, is_tokenizer
 from hubmerge.checkpoint.locate import step_of
 from hubmerge.errors import UsageError
 from hubmerge.filenames import ADAPTER_CONFIG, INDEX_NAME
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 from hubmerge.report import human_bytes
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.errors import UsageError
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, CardOptions, is_ours, small_files
 from hubmerge.publish.hub import Hub, Refs

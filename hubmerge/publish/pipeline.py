@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import LostContentError
-from hubmerge.plan import PlannedShard
+from hubmerge.planning import PlannedShard
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import Hub
 from hubmerge.publish.room import Aborted, Room

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.fingerprint import fingerprint
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import quiet_hub
 from hubmerge.publish.job import Job, Prepared, PushOptions

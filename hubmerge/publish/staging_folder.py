@@ -28,7 +28,7 @@ from typing import IO
 
 from hubmerge.errors import NoRoomError, UnsafeInputError, UsageError
 from hubmerge.output_folder import check_room
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 from hubmerge.ranks import Ranks
 from hubmerge.shard_writer import disk_errors
 

@@ -15,7 +15,7 @@ from hubmerge.errors import UsageError
 from hubmerge.filenames import INDEX_NAME
 from hubmerge.fingerprint import fingerprint
 from hubmerge.output_folder import OutputFolder, check_shared, note_shard
-from hubmerge.plan import Plan
+from hubmerge.planning import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CardOptions, small_files
 from hubmerge.ranks import Ranks

@@ -20,8 +20,8 @@ from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.filenames import INDEX_NAME, superseded
 from hubmerge.output_folder import JOURNAL
-from hubmerge.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
 from hubmerge.plan_options import LOCAL_BASE, PlanOptions, recalled_content_ids, recalled_options
+from hubmerge.planning import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, same_card
 from hubmerge.publish.hub import Hub, RemoteFile
