@@ -177,12 +177,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UsageError(f"{path.name} is too large to be a config")
+            raise UsageError(f"{path}: is too large to be a config")
         value = json.loads(path.read_bytes().decode())  # no other encoding can be loaded
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name} in the assets folder is not valid JSON: {error}") from None
+        raise UsageError(f"{path}: is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UsageError(f"{path.name} in the assets folder is not a JSON object")
+        raise UsageError(f"{path}: is not a JSON object")
     return value
 
 

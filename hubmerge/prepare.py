@@ -98,7 +98,7 @@ def _what_is_known(
             "index, or a safetensors file that can be read",
             "Name one with --base-model.",
         )
-    if reference is not None and base_dir is not None:
+    if reference is not None and reference.label == str(base_dir):
         reference = replace(reference, label=options.base_model or "")
     files = DataFiles(checkpoint.folder)
 
