@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hubmerge.errors import printable
 from hubmerge.progress import Progress
-from hubmerge.report import human_bytes
+from hubmerge.words import human_bytes
 
 # Seconds between two lines in a log file.
 _LOG_EVERY_SECONDS = 30.0

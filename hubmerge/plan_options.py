@@ -6,21 +6,19 @@ and never a path of somebody's machine.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any
+from hubmerge.names.reference import REPO_ID, is_on_hub
 from hubmerge.planning import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 
 T = TypeVar("T")
 
 # Recorded in place of a base model's folder.
 LOCAL_BASE = "a folder"
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class PlanOptions(TypedDict, total=False):
@@ -68,7 +66,7 @@ def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
         float32=tuple(_kept_float32(plan, options)),
     )
     base = naming.base_model
-    is_local = base is not None and (Path(base).exists() or not _HUB_ID.fullmatch(base))
+    is_local = base is not None and not is_on_hub(base)
     if is_local:
         naming = replace(naming, base_model=None)
     defaults = asdict(AUTOMATIC)
@@ -130,7 +128,7 @@ def _recalled_naming(recorded: Any) -> dict[str, Any]:
             if isinstance(default, tuple)
             else _of_type(bool if isinstance(default, bool) else str, value)
         )
-    if not _HUB_ID.fullmatch(naming.get("base_model", "a/b")):
+    if not REPO_ID.fullmatch(naming.get("base_model", "a/b")):
         raise ValueError("base_model")
     for never_recorded in ("trust_remote_code", "adapter_config_path"):
         naming.pop(never_recorded, None)

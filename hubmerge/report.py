@@ -10,6 +10,7 @@ from typing import Any
 from hubmerge.inspection import Inspection
 from hubmerge.planning import Plan, PlannedTensor
 from hubmerge.shard_writer import BUFFER_BYTES
+from hubmerge.words import human_bytes
 
 # Lines of one kind that a person is shown; --json has them all.
 _MOST_LINES = 20
@@ -28,15 +29,6 @@ class Preview:
     sizes: Mapping[str, int]
     warnings: tuple[str, ...]
     peak_disk_bytes: int
-
-
-def human_bytes(count: float) -> str:
-    """1,500,000,000 -> '1.5 GB' (units of 1000, as on the Hub)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def plan_to_dict(preview: Preview) -> dict[str, Any]:

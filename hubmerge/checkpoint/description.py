@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hubmerge.errors import CheckpointError
+from hubmerge.words import listed
 
 GLOBAL_FILE = ".metadata"
 _RANK_FILE = re.compile(r"__(\d+)\.metadata")
@@ -19,7 +20,6 @@ _DATA_FILE = re.compile(r"__(\d+)_\d+\.distcp")
 
 # The rank, which torch counts from 1 here, and which of how many files it is.
 _SHARD = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
-_MOST_LISTED = 5
 
 
 def describing_files(folder: Path) -> list[Path]:
@@ -101,5 +101,4 @@ def doubts(paths: list[Path]) -> Iterator[str]:
         if (rank, part, count) not in shards
     ]
     if absent:
-        listed = ", ".join(absent[:_MOST_LISTED]) + ", …" * (len(absent) > _MOST_LISTED)
-        yield f"not there, and so either empty or lost: {listed}"
+        yield f"not there, and so either empty or lost: {listed(absent, 5)}"

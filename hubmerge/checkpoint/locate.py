@@ -17,6 +17,7 @@ from pathlib import Path
 from hubmerge.checkpoint.description import describing_files, doubts
 from hubmerge.checkpoint.foreign import refuse_foreign
 from hubmerge.errors import NotACheckpointError, UsageError
+from hubmerge.words import listed
 
 # Deeper than any trainer nests, and more folders than any run has: `/` was given by mistake.
 _MAX_DEPTH = 6
@@ -103,7 +104,10 @@ def locate(given: Path) -> Located:
     chosen = newest[0]
     notes = [
         *_notes(given, chosen, found),
-        *(f"passed by {name}: it cannot be listed" for name in _names(given, unreadable)),
+        *(
+            f"passed by {name}: it cannot be listed"
+            for name in _names(given, unreadable[:_MOST_LISTED])
+        ),
         *doubts(describing_files(chosen.folder)),
     ]
     return Located(chosen.folder, _layout(chosen.folder), tuple(notes))
@@ -207,8 +211,8 @@ def _notes(given: Path, chosen: _Found, found: list[_Found]) -> Iterator[str]:
 
 
 def _names(given: Path, folders: list[Path]) -> list[str]:
-    """The first few of these folders, as the user sees them from `given`."""
-    return [str(folder.relative_to(given)) for folder in folders[:_MOST_LISTED]]
+    """These folders, as the user sees them from `given`."""
+    return [str(folder.relative_to(given)) for folder in folders]
 
 
 def _nothing(
@@ -218,14 +222,14 @@ def _nothing(
     unreadable: list[Path],
 ) -> NotACheckpointError:
     if found:
-        names = ", ".join(_names(given, [place.folder for place in found]))
+        names = listed(_names(given, [place.folder for place in found]))
         return NotACheckpointError(
             f"{given}: no complete checkpoint; the save of each of these was interrupted: {names}",
             "Their .metadata is missing (it is written last, and is a hidden file).",
         )
     if foreign:
         return foreign[0]
-    unknown = ", ".join(_names(given, unreadable))
+    unknown = listed(_names(given, unreadable))
     return NotACheckpointError(
         f"{given}: not a distributed checkpoint: there is no .metadata file in it or below it"
         + f" ({unknown} cannot be listed)" * bool(unknown),
@@ -235,9 +239,7 @@ def _nothing(
 
 def _in_doubt(given: Path, places: list[_Found]) -> UsageError:
     names = _names(given, [place.folder for place in places])
-    more = len(places) - len(names)
     return UsageError(
-        f"{given}: holds several checkpoints: {', '.join(names)}"
-        + f" and {more} more" * bool(more),
+        f"{given}: holds several checkpoints: {listed(names)}",
         "Point --load-dir at one of them.",
     )

@@ -5,6 +5,7 @@ Read from the index and the headers of its safetensors files; no tensor is read,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +16,10 @@ from hubmerge.dtypes import DType
 from hubmerge.errors import CheckpointError, HubmergeError, UsageError
 from hubmerge.filenames import INDEX_NAME, SINGLE_NAME, is_model_weights
 from hubmerge.safetensors_header import read_header
+from hubmerge.words import listed
+
+# ORG/NAME, as the Hub takes it.
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _MOST_LISTED = 10
 
@@ -56,6 +61,11 @@ def read_reference(folder: Path) -> Reference | None:
     except (HubmergeError, OSError):
         return None
     return Reference(str(folder), files, dtypes) if files else None
+
+
+def is_on_hub(base_model: str) -> bool:
+    """Is it the name of a repository, and no folder?"""
+    return bool(REPO_ID.fullmatch(base_model)) and not Path(base_model).exists()
 
 
 def find_base_model(base_model: str) -> Path | None:
@@ -115,8 +125,7 @@ def _listed(names: list[str], others: list[str]) -> str:
     for name in names[:_MOST_LISTED]:
         near = get_close_matches(name, others[:_MAX_COMPARED], n=1, cutoff=0.6)
         shown.append(name + (f" (nearest: {near[0]})" if near else ""))
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    return listed([*shown, *names[_MOST_LISTED:]], _MOST_LISTED)
 
 
 def assign_files(names: Iterable[str], reference: Reference) -> dict[str, str]:

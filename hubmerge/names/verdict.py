@@ -18,8 +18,7 @@ from typing import Any, Protocol
 from hubmerge.errors import CheckpointError
 from hubmerge.names.architecture import Architecture, quiet_transformers
 from hubmerge.names.reference import differences
-
-_MOST_LISTED = 10
+from hubmerge.words import listed
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -99,7 +98,7 @@ def _problems(info: Mapping[str, Any]) -> list[str]:
         for name, ours, theirs in sorted(info["mismatched_keys"])
     ]
     if mismatched:
-        problems.append(_listed(f"{len(mismatched)} of another shape", mismatched))
+        problems.append(f"{len(mismatched)} of another shape: {listed(mismatched)}")
     return [problem for problem in problems if problem]
 
 
@@ -113,10 +112,5 @@ def _own_comparison(shapes: Shapes, architecture: Architecture) -> list[str]:
     ]
     problems = [differences(shapes, wanted.keys() - architecture.ties.keys())]
     if mismatched:
-        problems.append(_listed(f"{len(mismatched)} of another shape", mismatched))
+        problems.append(f"{len(mismatched)} of another shape: {listed(mismatched)}")
     return [problem for problem in problems if problem]
-
-
-def _listed(what: str, items: list[str]) -> str:
-    more = f" and {len(items) - _MOST_LISTED} more" if len(items) > _MOST_LISTED else ""
-    return f"{what}: {', '.join(items[:_MOST_LISTED])}{more}"

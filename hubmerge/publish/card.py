@@ -19,8 +19,9 @@ from hubmerge.assets import Assets, is_tokenizer
 from hubmerge.checkpoint.locate import step_of
 from hubmerge.errors import UsageError
 from hubmerge.filenames import ADAPTER_CONFIG, INDEX_NAME
+from hubmerge.names.reference import REPO_ID, is_on_hub
 from hubmerge.planning import Plan
-from hubmerge.report import human_bytes
+from hubmerge.words import human_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -32,7 +33,6 @@ CARD = "README.md"
 _HEADER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", re.DOTALL)
 # The lines of a card that depend on the checkpoint's path, or on who wrote it.
 _OF_ITS_TIME = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.MULTILINE)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def repository_named_in(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     named = re.search(r'\.from_pretrained\("([^"]+)"', text)
-    return named[1] if named and is_ours(text) and _HUB_ID.fullmatch(named[1]) else None
+    return named[1] if named and is_ours(text) and REPO_ID.fullmatch(named[1]) else None
 
 
 def same_card(left: bytes, right: bytes) -> bool:
@@ -125,7 +125,7 @@ def _about(plan: Plan, assets: Assets, options: CardOptions) -> _About:
         "library_name": "peft" if plan.is_adapter else "transformers",
         "tags": ["hubmerge", "lora"] if plan.is_adapter else ["hubmerge"],
     }
-    if base_model and _HUB_ID.fullmatch(base_model) and not Path(base_model).exists():
+    if base_model and is_on_hub(base_model):
         metadata["base_model"] = base_model
         if plan.is_adapter:
             metadata["base_model_relation"] = "adapter"

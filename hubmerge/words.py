@@ -1,0 +1,20 @@
+"""Numbers and lists as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def human_bytes(count: float) -> str:
+    """1,500,000,000 -> '1.5 GB' (units of 1000, as on the Hub)."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def listed(items: Sequence[str], most: int = 10) -> str:
+    """The first few of these, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
