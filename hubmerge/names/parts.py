@@ -54,8 +54,10 @@ class Part:
         """The part itself: no element is moved here."""
         return self
 
-    def squeeze(self, dim: int) -> Part:
-        """Without a dimension of length 1, as of a tensor."""
+    def squeeze(self, dim: int | None = None) -> Part:
+        """Without a dimension of length 1, or without all of those, as of a tensor."""
+        if dim is None:  # as transformers calls it before 5.24
+            return replace(self, dims=tuple(d for d in self.dims if self._length(d) != 1))
         dim %= len(self.dims)
         if self.size(dim) != 1:
             return self
