@@ -68,11 +68,13 @@ class Bars(Progress):
             return
         title = self._done.capitalize()
         self._bars = [
-            tqdm(total=total_bytes, desc=title, unit="B", unit_scale=True, file=self._out)
+            self._bar(total=total_bytes, desc=title, unit="B", unit_scale=True),
+            *([self._bar(total=total_shards, desc="Uploaded", unit=" files")] * self._uploads),
         ]
-        if self._uploads:
-            uploads = tqdm(total=total_shards, desc="Uploaded", unit=" files", file=self._out)
-            self._bars.append(uploads)
+
+    def _bar(self, **options: Any) -> tqdm[Any]:
+        # Of a file that is not stderr itself, tqdm would not ask for the terminal's width.
+        return tqdm(file=self._out, dynamic_ncols=True, **options)
 
     def converted(self, size_bytes: int) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""What names an output: two runs that would write different files have different ones."""
+"""What names an output, so that a run can tell what an earlier one has finished."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def fingerprint(plan: Plan, files: DataFiles) -> str:
     Reading all data would cost as much as converting it. The metadata is hashed whole, and nearly
     always it has the id of the save that wrote it; of each data file, the size and a sample.
     Where there is no id (`HuggingFaceStorageWriter`, torch before 2.3), two steps may differ in a
-    single tensor: there, each chunk is sampled too. What is changed in place afterwards, between
-    those samples, is not seen here but by `hubmerge verify`.
+    single tensor: there, the middle of each chunk is sampled too. A change that misses all samples
+    (in place, or of single rows where there is no id) is not seen here but by `hubmerge verify`.
     """
     digest = hashlib.sha256(plan.digest.encode())
     for name in sorted(plan.data_files):

@@ -50,6 +50,7 @@ JOURNAL = ".hubmerge.journal"
 
 # More than any journal has: a line for each shard.
 _MAX_JOURNAL_BYTES = 2**24
+_MOST_NOTED = 20_000
 
 # NFS shows a new file to another machine up to a minute late.
 _SEEN_WITHIN_SECONDS = 60.0
@@ -138,9 +139,8 @@ class OutputFolder:
         """Is the shard there, a regular file of that size and content?"""
         digest = hashlib.sha256()
         try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with FileIO(os.open(self.path / shard.filename, flags)) as file:
-                if not _is_regular(os.fstat(file.fileno()), shard.size):
+            with _open_regular(self.path / shard.filename) as file:
+                if os.fstat(file.fileno()).st_size != shard.size:
                     return False
                 while block := file.read(BLOCK_BYTES):
                     digest.update(block)
@@ -176,9 +176,10 @@ class OutputFolder:
 
     def _clear(self) -> None:
         """Remove what is not of this plan."""
-        with disk_errors(self.path):
-            for path in self._old_files():
+        for path in self._old_files():
+            with disk_errors(path):
                 path.unlink()
+        with disk_errors(self.path):
             self._file.truncate(0)
             lines = [self._header(), *map(_journal_line, self.finished.values())]
             self._file.write(b"".join(line + b"\n" for line in lines))
@@ -187,8 +188,9 @@ class OutputFolder:
     def _refuse_existing(self) -> None:
         """Raises UsageError where the folder holds what no incomplete run of ours left there.
 
-        That is a model, or another file of a name that is to be written. A journal without its
-        first line is of a run that was killed before it touched the folder.
+        That is a model, or (where there is no journal) another file of a name that is to be
+        written. A journal without its first line is of a run that was killed before it touched the
+        folder.
         """
         header, noted = _read_journal(self.path / JOURNAL)
         planned = self._planned if header == self._header() else {}
@@ -198,7 +200,7 @@ class OutputFolder:
                 path.suffix == PARTIAL_SUFFIX
                 or path.name in noted
                 or planned.get(path.name) == path.lstat().st_size  # not yet noted
-                or (path.name == INDEX_NAME and path.read_bytes() == self._index)
+                or (path.name == INDEX_NAME and _holds_content(path, self._index))
             )
             if (self._is_weights(path.name) or path.name in decisive) and not is_left:
                 raise UsageError(
@@ -209,7 +211,7 @@ class OutputFolder:
             return
         for name, content in self._small.items():
             path = self.path / name
-            if path.exists() and (path.is_dir() or path.read_bytes() != content):
+            if os.path.lexists(path) and not _holds_content(path, content):
                 raise UsageError(
                     f"{path}: is there already, and is not what would be written",
                     "Use --overwrite to replace it, or another --save-dir.",
@@ -264,21 +266,43 @@ class OutputFolder:
 def _open_journal(path: Path) -> FileIO:
     """Open for reading and appending, and never what a link points at: it will be truncated."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return FileIO(os.open(path, flags, 0o666), "a+b")
+    file = FileIO(os.open(path, flags, 0o666), "a+b")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UsageError(f"{path}: is no regular file", "Remove it, or use another --save-dir.")
+    return file
 
 
 def _read_journal(path: Path) -> tuple[bytes, dict[str, WrittenShard]]:
     """The journal's first line, and the shards that it notes; empty where there is none."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with FileIO(os.open(path, flags)) as file:
-            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n")
+        with _open_regular(path) as file:
+            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n", _MOST_NOTED)
     except OSError:
         return b"", {}
     if not lines:  # it was cut off by a crash, as the last line may be
         return b"", {}
     noted = filter(None, map(_noted_shard, lines[:-1]))
     return header, {shard.filename: shard for shard in noted}
+
+
+def _open_regular(path: Path) -> FileIO:
+    """Open for reading what is no link, no pipe and no folder; raises OSError."""
+    file = FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path}: no regular file")
+    return file
+
+
+def _holds_content(path: Path, content: bytes | None) -> bool:
+    """Is it a regular file of this content?"""
+    try:
+        with _open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            return content is not None and size == len(content) and file.read(size) == content
+    except OSError:
+        return False
 
 
 def _noted_shard(line: bytes) -> WrittenShard | None:

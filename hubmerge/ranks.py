@@ -61,8 +61,9 @@ class Ranks:
     def check(self) -> None:
         """Raises the error of another rank, if one has failed."""
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the others that this rank has failed, and let rank 0 say so first."""
+    def fail(self, error: BaseException) -> bool:  # noqa: ARG002 - alone, there is nobody to tell
+        """Tell the others that this rank has failed; will rank 0 say so to the user?"""
+        return True
 
     def reported(self) -> None:
         """Rank 0 has told the user how the run ended."""
@@ -123,13 +124,18 @@ class TorchrunRanks(Ranks):
                 if self._store.check([_FAILED]):
                     raise _rebuild(json.loads(self._store.get(_FAILED)))
 
-    def fail(self, error: BaseException) -> None:
-        with suppress(RuntimeError):  # the store may have gone, with whoever kept it
+    def fail(self, error: BaseException) -> bool:
+        try:
             if not self._store.check([_FAILED]):
                 self._store.set(_FAILED, json.dumps(_describe(error)))
             deadline = time.monotonic() + _REPORT_WITHIN_SECONDS
-            while self.rank and not self._store.check([_REPORTED]) and time.monotonic() < deadline:
+            while self.rank and not self._store.check([_REPORTED]):
+                if time.monotonic() > deadline:
+                    return False
                 time.sleep(0.05)
+        except RuntimeError:  # the store has gone, with whoever kept it
+            return False
+        return True
 
     def reported(self) -> None:
         if self.rank == 0:

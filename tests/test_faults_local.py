@@ -544,6 +544,31 @@ def test_any_model_is_only_replaced_on_demand(name: str, is_cut_off: bool, tmp_p
     assert content(tmp_path / "out") == wanted()
 
 
+@pytest.mark.parametrize("name", [INDEX, "README.md", JOURNAL])
+@pytest.mark.parametrize("kind", ["pipe", "endless", "broken", "folder"])
+def test_what_is_no_file_is_neither_read_nor_replaced(name: str, kind: str, tmp_path: Path) -> None:
+    """A folder that came with a checkpoint may hold anything: refused at once."""
+    out = tmp_path / "out"
+    out.mkdir()
+    if name == INDEX:
+        (out / JOURNAL).write_bytes(b"x\n")
+    match kind:
+        case "pipe":
+            os.mkfifo(out / name)
+        case "endless":
+            (out / name).symlink_to("/dev/zero")
+        case "broken":
+            (out / name).symlink_to(tmp_path / "nowhere")
+        case "folder":
+            (out / name).mkdir()
+    done = subprocess.run(command(*push(source(), out)), capture_output=True, text=True, timeout=30,
+                          check=False, cwd=REPOSITORY)  # fmt: skip
+    assert done.returncode in {1, 2}
+    assert name in done.stderr
+    assert "defect" not in done.stderr
+    assert not list(out.glob("*.safetensors"))
+
+
 def test_no_file_of_the_users_is_replaced_unasked(tmp_path: Path) -> None:
     """A project's own README or config: refused before any write; --overwrite replaces it."""
     for name in ("README.md", "config.json"):

@@ -38,6 +38,7 @@ from hubmerge.safetensors_header import HeaderTensor, read_header
 # within the first KB, unless `torch.utils.serialization.config` asks for a larger alignment.
 _HEAD_BYTES = 2 << 20
 _FIRST_READ_BYTES = 4096
+_SMALL_BYTES = 64 << 10
 
 # A sample of a file, evenly spread over it.
 _SAMPLES = 5
@@ -434,6 +435,8 @@ def _walk_head(data: bytes, label: str) -> _Head | None:
         end = _find_descriptor(data, begin) if has_descriptor else begin + packed_bytes
         if end < 0:
             return None
+        if end - begin > _SMALL_BYTES:
+            raise DamagedFileError(label, f"the record's {name!r} is too long")
         small[name] = data[begin:end]
         position = end + 16 if has_descriptor else end
     return None

@@ -18,7 +18,7 @@ from hubmerge.errors import CheckpointError
 _MAX_CUTS_DEEP = 32
 
 # Each of these is held against each other.
-_MOST_INTERLOCKED = 256
+_MOST_INTERLOCKED = 64
 
 _Corners = tuple[tuple[int, ...], tuple[int, ...]]
 

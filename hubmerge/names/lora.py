@@ -94,6 +94,7 @@ def find_adapter_config(given: Path | None, folders: Collection[Path]) -> Asset 
     Raises:
         UsageError: the given file is not there, or not one.
     """
+    given = Path(given) if given is not None else None
     candidates = [given] if given is not None else [f / ADAPTER_CONFIG for f in folders]
     for path in candidates:
         if path.is_file():

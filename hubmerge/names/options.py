@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 
 from hubmerge.errors import UsageError
 
 EXPERTS = ("auto", "fused", "split")
+_ONE = (str, Path, NoneType)
 MODES = ("auto", "full", "lora")
 
 
@@ -53,11 +55,12 @@ class NamingOptions:
         """Raises UsageError where a value cannot be used."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, tuple) and not isinstance(value, tuple):
-                raise UsageError(
-                    f"{field.name} must be a tuple of texts, not {value!r}",
-                    "A single one is written with a comma: ('…',).",
-                )
+            if isinstance(field.default, tuple):
+                if not isinstance(value, (tuple, list)) or {str} != {str, *map(type, value)}:
+                    raise UsageError(f"{field.name} must be a tuple of texts, not {value!r}")
+                object.__setattr__(self, field.name, tuple(value))
+            elif not isinstance(value, bool if isinstance(field.default, bool) else _ONE):
+                raise UsageError(f"{field.name} cannot be {value!r}")
         for option, value, known in (
             ("experts", self.experts, EXPERTS),
             ("mode", self.mode, MODES),

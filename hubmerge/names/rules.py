@@ -245,13 +245,13 @@ def _warn_of_strange_names(draft: _Draft) -> None:
     strange = [
         (name, tensor.key)
         for name, tensor in draft.tensors.items()
-        if tensor.key != name and not name.startswith(("model.", "lm_head."))
+        if tensor.key.endswith(f".{name}") and not name.startswith(("model.", "lm_head."))
     ]
     if strange:
         name, key = strange[0]
         draft.warnings.append(
-            f"stripped the prefix {key.removesuffix(name)!r} from {len(strange)} keys "
-            f"(for example {key!r}); check the names with --dry-run"
+            f"stripped the prefix {key.removesuffix(name)!r} from {len(strange)} "
+            f"key{'s' * (len(strange) > 1)} (for example {key!r}); check the names with --dry-run"
         )
 
 
