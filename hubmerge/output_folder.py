@@ -266,7 +266,8 @@ class OutputFolder:
 def _open_journal(path: Path) -> FileIO:
     """Open for reading and appending, and never what a link points at: it will be truncated."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    file = FileIO(os.open(path, flags, 0o666), "a+b")
+    with disk_errors(path):
+        file = FileIO(os.open(path, flags, 0o666), "a+b")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise UsageError(f"{path}: is no regular file", "Remove it, or use another --save-dir.")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hubmerge.assets import CONFIG, Assets, collect_assets
+from hubmerge.assets import CONFIG, Assets, collect_assets, read_json
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.model import Checkpoint, StoredTensor
@@ -24,7 +24,7 @@ from hubmerge.names.architecture import Architecture, UnknownArchitectureError, 
 from hubmerge.names.lora import find_adapter_config
 from hubmerge.names.model import Naming
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.reference import differences, find_base_model, read_reference
+from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
 from hubmerge.names.rules import Truth, name_weights
 from hubmerge.names.verdict import check_with_loader
 from hubmerge.planning import Plan, make_plan, plan_as_stored
@@ -157,7 +157,14 @@ def _adapter_assets(
     if config is None:
         missing = f"no {ADAPTER_CONFIG}: PeftModel cannot load the adapter"
         return Assets(tuple(kept), None, (f"{missing}; give --adapter-config-path",))
-    return Assets((*kept, config), None, ())
+    base = read_json(config.source).get("base_model_name_or_path")
+    if isinstance(base, str) and is_on_hub(base):
+        return Assets((*kept, config), None, ())
+    unknown = (
+        f"{ADAPTER_CONFIG} names no base model on the Hub (base_model_name_or_path is {base!r}): "
+        "nobody can load the adapter by its own name; correct it there, and push again"
+    )
+    return Assets((*kept, config), None, (unknown,))
 
 
 def _beside(folder: Path, given: Path) -> Iterator[Path]:

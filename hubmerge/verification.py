@@ -72,7 +72,9 @@ class VerifyResult:
 
     def to_text(self) -> str:
         if self.differences:
-            lines = [f"✗ {len(self.differences)} files differ in {self.place}"]
+            count = len(self.differences)
+            differ = "file differs" if count == 1 else "files differ"
+            lines = [f"✗ {count} {differ} in {self.place}"]
         else:
             lines = [
                 f"✓ Verified {self.files} files in {self.seconds:.1f} s",

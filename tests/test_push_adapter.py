@@ -48,6 +48,20 @@ def test_an_adapter_beside_a_model(
     assert "library_name: peft" in card
 
 
+@pytest.mark.parametrize(
+    ("base", "is_warned"), [("org/base", False), (None, True), ("/data/secret/base", True)]
+)
+def test_an_adapter_without_a_base_on_the_hub_is_a_warning(
+    base: str | None, is_warned: bool, push: Callable[..., Done], adapter: Path
+) -> None:
+    """Who loads it by its name alone gets an error from PEFT; the person who pushes can mend it."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
+    done = run_here("push", "--load-dir", str(adapter), "--repo-id", REPO)
+    assert done.code == 0
+    assert ("names no base model on the Hub" in done.err) == is_warned
+
+
 def test_a_model_in_place_of_an_adapter(
     hub: Hub, push: Callable[..., Done], model: Model, adapter: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub
+from tests.push.checks import staging_branches
 from tests.push.command import REPO, Done
 from tests.push.models import Model
 
@@ -162,10 +163,12 @@ def test_other_files_of_the_assets_folder_stay_at_home(
     ("argv", "said"),
     [
         (["--create-pr", "--revision", "next"], "--create-pr opens a pull request for main"),
-        (["--tag", "bad tag"], "no name that git would take"),
+        (["--tag", "bad tag"], "no name for a tag"),
+        *((["--revision", name], "no name for a branch") for name in (
+            "a b", "a..b", "HEAD", "refs/heads/x", "0123456789" * 4, "hubmerge/abc")),
         (["--max-disk", "1KB"], "--max-disk 1,000 is less than one shard of "),
     ],
-)
+)  # fmt: skip
 def test_options_that_cannot_be(
     argv: list[str], said: str, hub: Hub, refused: Callable[..., Done]
 ) -> None:
@@ -179,6 +182,44 @@ def test_a_tag_is_no_branch(hub: Hub, refused: Callable[..., Done]) -> None:
     """`--revision` with a tag's name could never be committed to."""
     hub.create_repo(REPO).create_tag("v1", "main")
     assert "--revision v1 is a tag" in refused("--revision", "v1").err
+
+
+def test_a_pull_request_that_is_not_there(hub: Hub, refused: Callable[..., Done]) -> None:
+    """Found before anything is converted."""
+    hub.create_repo(REPO)
+    assert "no pull request refs/pr/99" in refused("--revision", "refs/pr/99").err
+
+
+def test_a_staging_folder_that_cannot_be(
+    hub: Hub, refused: Callable[..., Done], model: Model, tmp_path: Path
+) -> None:
+    """A file, the checkpoint, a place inside it: exit 2, and no repository is made for nothing."""
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", model.load_dir, model.load_dir / "inside"):
+        assert refused("--staging-dir", str(folder)).code == 2
+    assert REPO not in hub.repos
+    assert not (model.load_dir / "inside").exists()
+
+
+def test_a_branch_that_only_looks_like_staging_stays(hub: Hub, push: Push) -> None:
+    """`--clean` removes what runs of ours have left, and nothing else of that prefix."""
+    hub.create_repo(REPO)
+    for name in ("hubmerge/mine", "hubmerge/0123456789abcdef"):
+        hub.repo(REPO).create_branch(name, "main")
+    assert push("--clean").code == 0
+    assert staging_branches(hub, REPO) == ["refs/heads/hubmerge/mine"]
+
+
+def test_what_becomes_of_older_weights_is_said(hub: Hub, push: Push) -> None:
+    """Which go in the commit, and which nobody removes."""
+    hub.create_repo(REPO)
+    older = "model-00001-of-00009.safetensors"
+    hub.commit(REPO, {older: b"older", "pytorch_model.bin": b"oldest"}, "main")
+    done = push()
+    assert f"will remove the older model's {older}" in done.err
+    assert "Warning: pytorch_model.bin stay in" in done.err
+    assert "pytorch_model.bin" in hub.files(REPO)
+    assert older not in hub.files(REPO)
 
 
 # -- cards -------------------------------------------------------------------------------------

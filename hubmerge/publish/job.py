@@ -6,12 +6,14 @@ See `hubmerge.publish.staging` for the order in which the Hub sees it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.errors import UsageError
+from hubmerge.filenames import is_pickled_weights, superseded
 from hubmerge.planning import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, CardOptions, is_ours, small_files
@@ -26,9 +28,17 @@ from hubmerge.publish.staging import (
     content_ids,
 )
 from hubmerge.shard_writer import WrittenShard
+from hubmerge.words import listed
 
 DEFAULT_BRANCH = "main"
-_TAG = re.compile(r"[A-Za-z0-9_](?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))[\w./+-]*(?<![./])")
+
+# What git takes as the name of a branch or tag, and no commit's.
+_GIT_NAME = re.compile(
+    r"(?![0-9a-f]{40}$|HEAD$|refs/)"
+    r"[A-Za-z0-9_](?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))[\w./+-]*(?<![./])"
+)
+_PULL_REQUEST = re.compile(r"refs/pr/\d+")
+_STAGING_BRANCH = re.compile(re.escape(BRANCH_PREFIX) + "[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +92,13 @@ class Job:
 
     # Preflight
 
-    def prepare(self, progress: Progress) -> Prepared:
+    def prepare(self, progress: Progress, check_disk: Callable[[], None]) -> Prepared:
         """Try everything that can fail before a byte is converted.
 
         What only looks comes first, what changes something on the Hub last.
+
+        Args:
+            check_disk: raises where the shards cannot be staged.
         """
         options, hub = self._options, self.hub
         _check_options(options)
@@ -105,8 +118,11 @@ class Job:
         self._report_stale_branches(refs, progress)
         if done is not None:
             return done
+        if self.staging.branch not in refs.branches:  # else less may be needed, as will be seen
+            check_disk()
         if head is None:
             self._create(refs, progress)
+        self._report_older_weights(progress)
         return Prepared(self._open_staging(refs, progress))
 
     def _texts(self) -> dict[str, bytes]:
@@ -136,7 +152,10 @@ class Job:
         """The commit that the target branch points at; None where it is yet to be created."""
         revision = self._options.revision
         if revision.startswith("refs/"):
-            return self.hub.head(revision)
+            head = self.hub.head(revision)
+            if head is None:
+                raise UsageError(f"{self.hub.repo_id} has no pull request {revision}")
+            return head
         if revision not in refs.branches and revision in refs.tags:
             raise UsageError(f"--revision {revision} is a tag, and only a branch can be moved")
         return refs.branches.get(revision)
@@ -200,9 +219,23 @@ class Job:
             progress.note(f"{name} is on the Hub already")
         return held
 
+    def _report_older_weights(self, progress: Progress) -> None:
+        """What the commit will remove, and what it leaves."""
+        planned = {shard.filename for shard in self._plan.shards} | set(self._small)
+        is_adapter = self._plan.is_adapter
+        stale = superseded(self._target.files, planned, is_adapter=is_adapter)
+        if stale:
+            progress.note(f"the commit will remove the older model's {listed(stale)}")
+        pickled = [name for name in self._target.files if is_pickled_weights(name)]
+        if pickled and not is_adapter:
+            progress.warn(
+                f"{listed(pickled)} stay in {self.hub.repo_id}: another model's weights, which old "
+                "loaders may take; remove them by hand"
+            )
+
     def _report_stale_branches(self, refs: Refs, progress: Progress) -> None:
         for branch in refs.branches:
-            if branch.startswith(BRANCH_PREFIX) and branch != self.staging.branch:
+            if _STAGING_BRANCH.fullmatch(branch) and branch != self.staging.branch:
                 if self._options.clean:
                     self.hub.delete_branch(branch)
                     progress.note(f"removed the staging branch {branch} of another run")
@@ -247,5 +280,11 @@ def _check_options(options: PushOptions) -> None:
             f"--create-pr opens a pull request for {DEFAULT_BRANCH}, not for {options.revision}",
             "Leave one of --create-pr and --revision out.",
         )
-    if options.tag is not None and not _TAG.fullmatch(options.tag):
-        raise UsageError(f"--tag {options.tag!r} is no name that git would take")
+    for option, name in (("tag", options.tag), ("revision", options.revision)):
+        if name is None or (option == "revision" and _PULL_REQUEST.fullmatch(name)):
+            continue
+        if not _GIT_NAME.fullmatch(name) or name.startswith(BRANCH_PREFIX):
+            raise UsageError(
+                f"--{option} {name!r} is no name for a {'tag' if option == 'tag' else 'branch'}",
+                f"Use letters, digits, '.', '-', '_' and '/'; {BRANCH_PREFIX} is for staging.",
+            )

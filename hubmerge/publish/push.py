@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.errors import UsageError
 from hubmerge.fingerprint import fingerprint
 from hubmerge.planning import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import quiet_hub
 from hubmerge.publish.job import Job, Prepared, PushOptions
 from hubmerge.publish.pipeline import Pipeline
-from hubmerge.publish.staging_folder import staging_cap, staging_folder
+from hubmerge.publish.staging_folder import staging_cap, staging_folder, staging_root
 from hubmerge.ranks import Ranks
 from hubmerge.shard_writer import WrittenShard
 from hubmerge.stream import open_data_files
@@ -78,9 +79,20 @@ def push_plan(
     began = time.monotonic()
     files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
+    staging_dir = options.staging_dir
+    if staging_dir and staging_dir.resolve().is_relative_to(plan.checkpoint.folder.resolve()):
+        raise UsageError(
+            f"{staging_dir}: is in the checkpoint, which is never changed",
+            "Use another --staging-dir.",
+        )
     job = Job(plan, assets, options, fingerprint(plan, files))
+
+    def check_disk() -> None:
+        total_bytes = sum(shard.size_bytes for shard in plan.shards)
+        staging_root(staging_dir, min(cap_bytes, total_bytes), job.staging.fingerprint)
+
     # Only rank 0 creates anything; the others then find it.
-    prepared = ranks.gather(job.prepare(progress) if ranks.rank == 0 else None)[0]
+    prepared = ranks.gather(job.prepare(progress, check_disk) if ranks.rank == 0 else None)[0]
     assert prepared is not None
     shares = ranks.gather(
         _upload_share(

@@ -28,5 +28,5 @@ def refuse_secrets(files: dict[str, bytes]) -> None:
                 line = content.count(b"\n", 0, found.start()) + 1
                 raise UnsafeInputError(
                     f"{name}, line {line}: looks like {kind}; nothing was published",
-                    "Remove it from the file, and revoke it if it is real.",
+                    "Remove it, and revoke it if it is real.",
                 )

@@ -54,6 +54,15 @@ def staging_cap(plan: Plan, max_disk: int | None, ranks: Ranks) -> int:
     return cap_bytes
 
 
+def staging_root(chosen: Path | None, needed_bytes: int, fingerprint: str) -> Path:
+    """Where to stage; errors as of `staging_folder`. Nothing is created."""
+    root = chosen or _temporary_root(needed_bytes, fingerprint)
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root}: is no folder", "Use another --staging-dir.")
+    check_room(root, needed_bytes, "--staging-dir")
+    return root
+
+
 @contextmanager
 def staging_folder(
     chosen: Path | None, needed_bytes: int, fingerprint: str, rank: int
@@ -65,10 +74,9 @@ def staging_folder(
 
     Raises:
         NoRoomError: no disk has that room.
-        UsageError: another run uses the folder.
+        UsageError: it is no folder, or another run uses it.
     """
-    root = chosen or _temporary_root(needed_bytes, fingerprint)
-    check_room(root, needed_bytes, "--staging-dir")
+    root = staging_root(chosen, needed_bytes, fingerprint)
     with disk_errors(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if chosen is None:
@@ -111,7 +119,8 @@ def _lock(path: Path, root: Path) -> Iterator[None]:
 def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
     """A folder for temporary files on a disk with room.
 
-    Its name is the same for a rerun, which removes what a run that was killed left there.
+    Its name is the same for a rerun, each of whose processes removes what the process of its rank
+    left there if it was killed.
     """
     free_bytes: dict[Path, int] = {}
     finders: list[Callable[[], Path]] = [lambda: Path(tempfile.gettempdir()), Path.cwd, Path.home]
