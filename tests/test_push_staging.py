@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,26 @@ def test_only_leftovers_of_a_dead_run_are_removed(push: Push, tmp_path: Path) ->
     assert push("--staging-dir", str(staging)).code == 0
     assert {path.name for path in staging.iterdir()} == {"model.safetensors"}
     assert (staging / "model.safetensors").read_bytes() == b"the user's own"
+
+
+def test_what_dead_runs_left_in_temporary_folders_goes(
+    api: HfApi, naps: list[float], model: Model, places: Path
+) -> None:
+    """Of another step, and of a rank that there is no more; a run that goes on keeps its own."""
+    uid = os.getuid()
+    dead = places / f"hubmerge-{uid}-0123456789abcdef"
+    alive = places / f"hubmerge-{uid}-fedcba9876543210"
+    for root, rank in ((dead, 0), (dead, 3), (alive, 1)):
+        (root / f"hubmerge-staged-{rank}").mkdir(parents=True)
+        (root / f"hubmerge-staged-{rank}" / "model.safetensors").write_bytes(b"staged")
+        (root / f".hubmerge.lock-{rank}").touch()
+    with (alive / ".hubmerge.lock-1").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run_here("push", *model.argv("--repo-id", REPO)).code == 0
+    assert not dead.exists()
+    assert (alive / "hubmerge-staged-1" / "model.safetensors").read_bytes() == b"staged"
+    assert run_here("push", *model.argv("--repo-id", REPO)).code == 0
+    assert not alive.exists()
 
 
 @pytest.mark.parametrize("chosen", [True, False])

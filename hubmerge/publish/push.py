@@ -15,7 +15,12 @@ from hubmerge.progress import Progress
 from hubmerge.publish.hub import quiet_hub
 from hubmerge.publish.job import Job, Prepared, PushOptions
 from hubmerge.publish.pipeline import Pipeline
-from hubmerge.publish.staging_folder import staging_cap, staging_folder, staging_root
+from hubmerge.publish.staging_folder import (
+    remove_leftovers,
+    staging_cap,
+    staging_folder,
+    staging_root,
+)
 from hubmerge.ranks import Ranks
 from hubmerge.shard_writer import WrittenShard
 from hubmerge.stream import open_data_files
@@ -86,6 +91,9 @@ def push_plan(
             "Use another --staging-dir.",
         )
     job = Job(plan, assets, options, fingerprint(plan, files))
+
+    if staging_dir is None and ranks.rank % ranks.local_count == 0:
+        remove_leftovers(job.staging.fingerprint, ranks)
 
     def check_disk() -> None:
         total_bytes = sum(shard.size_bytes for shard in plan.shards)

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from hubmerge.errors import NoRoomError, UnsafeInputError, UsageError
+from hubmerge.errors import HubmergeError, NoRoomError, UnsafeInputError, UsageError
 from hubmerge.output_folder import check_room
 from hubmerge.planning import Plan
 from hubmerge.ranks import Ranks
@@ -123,6 +123,24 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
     left there if it was killed.
     """
     free_bytes: dict[Path, int] = {}
+    for place in _places():
+        with suppress(OSError):
+            free_bytes[place] = shutil.disk_usage(place).free
+            if free_bytes[place] >= needed_bytes:
+                return place / _root_name(fingerprint[:16])
+    found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
+    raise NoRoomError(
+        f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
+        "Use --staging-dir on a disk with room, a smaller --shard-size, or a lower --max-disk.",
+    )
+
+
+def _root_name(of: str) -> str:
+    return f"hubmerge-{os.getuid()}-{of}"
+
+
+def _places() -> Iterator[Path]:
+    """The folders for temporary files, the best first."""
     finders: list[Callable[[], Path]] = [lambda: Path(tempfile.gettempdir()), Path.cwd, Path.home]
     for find in finders:
         # A folder that was removed, and the home of a user whom the machine does not know, cannot
@@ -130,14 +148,26 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
         with suppress(OSError, RuntimeError):
             place = find()
             if place.is_dir():
-                free_bytes[place] = shutil.disk_usage(place).free
-                if free_bytes[place] >= needed_bytes:
-                    return place / f"hubmerge-{os.getuid()}-{fingerprint[:16]}"
-    found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
-    raise NoRoomError(
-        f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
-        "Use --staging-dir on a disk with room, a smaller --shard-size, or a lower --max-disk.",
-    )
+                yield place
+
+
+def remove_leftovers(fingerprint: str, ranks: Ranks) -> None:
+    """Remove what runs that were killed left in temporary folders: of other models, of more ranks.
+
+    Of a run that goes on, the lock tells.
+    """
+    for root in (found for place in _places() for found in place.glob(_root_name("*"))):
+        with suppress(OSError):
+            if root.is_symlink() or root.stat().st_uid != os.getuid():
+                continue
+            for lock in root.glob(f"{_LOCK}-*"):
+                number = lock.name.removeprefix(f"{_LOCK}-")
+                is_ours = root.name == _root_name(fingerprint[:16]) and number.isdecimal()
+                if not (is_ours and int(number) < ranks.count):
+                    with suppress(HubmergeError), _lock(lock, root):
+                        shutil.rmtree(root / f"{_STAGED}-{number}", ignore_errors=True)
+                        lock.unlink(missing_ok=True)
+            root.rmdir()
 
 
 def _refuse_trap(root: Path) -> None:
