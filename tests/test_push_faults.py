@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -346,6 +347,16 @@ def test_xet_or_lfs_refuses_the_token(
     assert push().code == 6
     assert fault.hits == 1
     readers_saw_only(hub, REPO, older)
+
+
+@pytest.mark.parametrize("transport", ["lfs"])
+def test_why_an_upload_failed_is_said(hub: Hub, older: dict[str, str], push: Push) -> None:
+    """huggingface_hub's own words are only that it failed; the cause stands behind them."""
+    hub.faults.add("lfs_put", times=None, reset="before")
+    done = push()
+    assert done.code == 5
+    assert re.search(r"Error while uploading '[^']+' to the Hub\. \(\w+: .+\)\n", done.err)
+    assert "://" not in done.err
 
 
 @pytest.mark.parametrize("transport", ["xet"])

@@ -67,6 +67,9 @@ def _from_builtin(error: Exception, doing: str) -> HubmergeError:
     if hasattr(error.__cause__, "response"):
         return _from_response(error.__cause__, doing)
     text = f"{doing}: {type(error).__name__}: {_one_line(error)}"
+    if error.__cause__ is not None:  # a url may be one that anybody can upload by
+        cause = _URL.sub("…", _one_line(error.__cause__))
+        text += f" ({type(error.__cause__).__name__}: {cause})"
     if type(error).__name__ == "XetAuthenticationError":  # hf_xet may not be installed
         return AccessError(f"{doing}: {_one_line(error)}")
     if isinstance(error, ConnectionError):
