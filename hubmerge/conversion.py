@@ -73,6 +73,8 @@ def convert_plan(
             f"{save_dir}: is the checkpoint's own folder, which is never changed",
             "Use another --save-dir; the default is hf_ckpt inside it.",
         )
+    for note in plan.notes:
+        progress.note(note)
     files = open_data_files(plan)
     with ExitStack() as until_done:
         folder = index = None

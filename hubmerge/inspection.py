@@ -70,7 +70,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
         format=_format(checkpoint),
         layout="; ".join(filter(None, (located.layout, naming.layout))),
         names=tuple({"key": w.source.key, "name": w.name} for w in naming.weights[:_FIRST]),
-        notes=(*located.notes, *naming.warnings),
+        notes=(*located.notes, *located.warnings, *naming.warnings),
         largest=tuple(
             {"key": t.key, "shape": t.shape, "dtype": t.dtype, "size_bytes": t.size_bytes}
             for t in tensors[:_LARGEST]

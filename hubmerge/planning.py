@@ -80,13 +80,18 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All output files that hold weights, and what was decided about each stored tensor."""
+    """All output files that hold weights, and what was decided about each stored tensor.
+
+    Attributes:
+        notes: how the checkpoint was found; `warnings`: what is in doubt. One sentence each.
+    """
 
     checkpoint: Checkpoint
     shards: tuple[PlannedShard, ...]
     dropped: tuple[Dropped, ...]
     warnings: tuple[str, ...]
     layout: str
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def total_size(self) -> int:
@@ -158,10 +163,12 @@ def make_plan(
     dtype: str,
     shard_size: int,
     allow_overflow: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> Plan:
     """Plan the output files.
 
     Args:
+        notes: see `Plan`.
         allow_overflow: let values become infinite in float16.
         dtype: what floating tensors become; ``auto`` leaves them as stored.
         shard_size: bytes of tensors that one file holds at most; a larger tensor is alone in one.
@@ -193,7 +200,8 @@ def make_plan(
                 f"{MAX_SHARD_BYTES:,} per file",
                 "Use a smaller --shard-size, such as 5GB.",
             )
-    return Plan(checkpoint, shards, tuple(naming.dropped), tuple(naming.warnings), naming.layout)
+    dropped, warnings = tuple(naming.dropped), tuple(naming.warnings)
+    return Plan(checkpoint, shards, dropped, warnings, naming.layout, notes)
 
 
 def _check_names(weights: Iterable[Weight]) -> None:

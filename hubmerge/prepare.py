@@ -63,13 +63,14 @@ def prepare(
     naming = name_weights(checkpoint, options, known.truth, dtype)
     if located.layout:
         naming = replace(naming, layout=f"{located.layout}; {naming.layout}")
-    naming.warnings[:0] = [*located.notes, *known.warnings]
+    naming.warnings[:0] = [*located.warnings, *known.warnings]
     plan = make_plan(
         checkpoint,
         naming,
         dtype=dtype,
         shard_size=shard_size,
         allow_overflow=options.allow_overflow,
+        notes=located.notes,
     )
     if plan.is_adapter:
         beside = _beside(located.folder.absolute(), load_dir.absolute())

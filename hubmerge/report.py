@@ -47,6 +47,7 @@ def plan_to_dict(preview: Preview) -> dict[str, Any]:
             if t.is_cast
         ],
         "dropped": [dropped._asdict() for dropped in plan.dropped],
+        "notes": list(plan.notes),
         "warnings": list(preview.warnings),
         "peak_memory_bytes": BUFFER_BYTES,
         "peak_disk_bytes": preview.peak_disk_bytes,
@@ -84,6 +85,7 @@ def plan_to_text(preview: Preview) -> str:
         f"Dropped ({len(plan.dropped)}):",
         [f"  {n} tensors, {human_bytes(size)}: {r}" for r, (n, size) in reasons.items()],
     )
+    lines += _section("Notes:", [f"  {note}" for note in plan.notes])
     lines += _section("Warnings:", [f"  {warning}" for warning in view["warnings"]])
     lines += [
         "",

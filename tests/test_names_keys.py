@@ -394,9 +394,16 @@ def test_the_run_folder_of_a_real_save(tmp_path: Path) -> None:
     old, new = build("llama"), build("llama", num_hidden_layers=1)
     save_model(tmp_path / "run/global_step_1", old)
     save_model(tmp_path / "run/global_step_2", new)
-    result = hubmerge.convert(tmp_path / "run", tmp_path / "out")
+    notes: list[str] = []
+
+    class Told(hubmerge.Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = hubmerge.convert(tmp_path / "run", tmp_path / "out", progress=Told())
     assert result.total_parameters == sum(t.numel() for t in new.state_dict().values())
-    assert "global_step_2" in result.warnings[0]
+    assert notes[0] == "took global_step_2 in run, the newest of 2 complete steps"
+    assert not any("global_step" in warning for warning in result.warnings)
 
 
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -70,7 +70,7 @@ def test_the_newest_complete_step(step: str, tmp_path: Path) -> None:
     assert located.folder == tmp_path / step.format(100)
     assert step.format(100) in located.notes[0]
     assert "3 complete steps" in located.notes[0]
-    assert str(cut_off.relative_to(tmp_path)) in located.notes[1]
+    assert str(cut_off.relative_to(tmp_path)) in located.warnings[0]
 
 
 def test_two_models_of_one_step_are_listed(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_folder_that_may_not_be_listed_is_passed_by(closed: Path) -> None:
     model = write_empty(closed.parent / "step-3")
     located = locate(closed.parent)
     assert located.folder == model
-    assert located.notes[-1] == "passed by lost+found: it cannot be listed"
+    assert located.warnings[-1] == "passed by lost+found: it cannot be listed"
 
 
 def test_the_given_folder_must_be_listed(closed: Path) -> None:

@@ -61,13 +61,14 @@ class Located:
 
     Attributes:
         layout: the trainer whose layout the path has, or "" where it tells none.
-        notes: what a user should know of how it was found, and of what is not proved, one
-            sentence each.
+        notes: how it was found, where it was not just the given folder, one sentence each.
+        warnings: what was passed by, and what is not proved, one sentence each.
     """
 
     folder: Path
     layout: str
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def locate(given: Path) -> Located:
     refuse_foreign(given)
     paths = describing_files(given)
     if paths:
-        return Located(given, _layout(given), tuple(doubts(paths)))
+        return Located(given, _layout(given), warnings=tuple(doubts(paths)))
     if not given.is_dir() or _is_cut_off(given):
         return Located(given, "")  # reading it says best what is wrong
     foreign: list[NotACheckpointError] = []
@@ -102,15 +103,18 @@ def locate(given: Path) -> Located:
     if len(newest) > 1:
         raise _in_doubt(given, newest)
     chosen = newest[0]
-    notes = [
-        *_notes(given, chosen, found),
+    name = chosen.folder.relative_to(given)
+    among = f", the newest of {len(complete)} complete steps" if len(complete) > 1 else ""
+    note = f"took {name} in {given.name or given}{among}"
+    warnings = [
+        *_passed_by(given, chosen, found),
         *(
             f"passed by {name}: it cannot be listed"
             for name in _names(given, unreadable[:_MOST_LISTED])
         ),
         *doubts(describing_files(chosen.folder)),
     ]
-    return Located(chosen.folder, _layout(chosen.folder), tuple(notes))
+    return Located(chosen.folder, _layout(chosen.folder), (note,), tuple(warnings))
 
 
 def _search(
@@ -200,11 +204,7 @@ def _layout(folder: Path) -> str:
     return ""
 
 
-def _notes(given: Path, chosen: _Found, found: list[_Found]) -> Iterator[str]:
-    name = chosen.folder.relative_to(given)
-    steps = [place for place in found if place.complete]
-    among = f", the newest of {len(steps)} complete steps" if len(steps) > 1 else ""
-    yield f"took {name} in {given.name or given}{among}"
+def _passed_by(given: Path, chosen: _Found, found: list[_Found]) -> Iterator[str]:
     for place in found:
         if not place.complete and (place.step or 0) > (chosen.step or 0):
             yield f"passed by {place.folder.relative_to(given)}: its save was interrupted"

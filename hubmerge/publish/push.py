@@ -82,6 +82,8 @@ def push_plan(
             resumes.
     """
     began = time.monotonic()
+    for note in plan.notes:
+        progress.note(note)
     files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
     staging_dir = options.staging_dir
