@@ -92,7 +92,7 @@ class Job:
 
     # Preflight
 
-    def prepare(self, progress: Progress, check_disk: Callable[[], None]) -> Prepared:
+    def prepare(self, progress: Progress, check_disk: Callable[[], object]) -> Prepared:
         """Try everything that can fail before a byte is converted.
 
         What only looks comes first, what changes something on the Hub last.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.errors import UsageError
 from hubmerge.fingerprint import fingerprint
 from hubmerge.planning import Plan
 from hubmerge.progress import Progress
@@ -16,6 +16,7 @@ from hubmerge.publish.hub import quiet_hub
 from hubmerge.publish.job import Job, Prepared, PushOptions
 from hubmerge.publish.pipeline import Pipeline
 from hubmerge.publish.staging_folder import (
+    refuse_in_checkpoint,
     remove_leftovers,
     staging_cap,
     staging_folder,
@@ -86,21 +87,12 @@ def push_plan(
         progress.note(note)
     files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
-    staging_dir = options.staging_dir
-    if staging_dir and staging_dir.resolve().is_relative_to(plan.checkpoint.folder.resolve()):
-        raise UsageError(
-            f"{staging_dir}: is in the checkpoint, which is never changed",
-            "Use another --staging-dir.",
-        )
+    refuse_in_checkpoint(options.staging_dir, plan)
     job = Job(plan, assets, options, fingerprint(plan, files))
-
-    if staging_dir is None and ranks.rank % ranks.local_count == 0:
+    if options.staging_dir is None:
         remove_leftovers(job.staging.fingerprint, ranks)
-
-    def check_disk() -> None:
-        total_bytes = sum(shard.size_bytes for shard in plan.shards)
-        staging_root(staging_dir, min(cap_bytes, total_bytes), job.staging.fingerprint)
-
+    needed_bytes = min(cap_bytes, sum(shard.size_bytes for shard in plan.shards))
+    check_disk = partial(staging_root, options.staging_dir, needed_bytes, job.staging.fingerprint)
     # Only rank 0 creates anything; the others then find it.
     prepared = ranks.gather(job.prepare(progress, check_disk) if ranks.rank == 0 else None)[0]
     assert prepared is not None

@@ -54,6 +54,14 @@ def staging_cap(plan: Plan, max_disk: int | None, ranks: Ranks) -> int:
     return cap_bytes
 
 
+def refuse_in_checkpoint(chosen: Path | None, plan: Plan) -> None:
+    """Raises UsageError where shards would be staged inside the checkpoint."""
+    if chosen is not None and chosen.resolve().is_relative_to(plan.checkpoint.folder.resolve()):
+        raise UsageError(
+            f"{chosen}: is in the checkpoint, which is never changed", "Use another --staging-dir."
+        )
+
+
 def staging_root(chosen: Path | None, needed_bytes: int, fingerprint: str) -> Path:
     """Where to stage; errors as of `staging_folder`. Nothing is created."""
     root = chosen or _temporary_root(needed_bytes, fingerprint)
@@ -154,8 +162,10 @@ def _places() -> Iterator[Path]:
 def remove_leftovers(fingerprint: str, ranks: Ranks) -> None:
     """Remove what runs that were killed left in temporary folders: of other models, of more ranks.
 
-    Of a run that goes on, the lock tells.
+    One process of each machine does it. Of a run that goes on, the lock tells.
     """
+    if ranks.rank % ranks.local_count:
+        return
     for root in (found for place in _places() for found in place.glob(_root_name("*"))):
         with suppress(OSError):
             if root.is_symlink() or root.stat().st_uid != os.getuid():
