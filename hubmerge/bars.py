@@ -67,10 +67,9 @@ class Bars(Progress):
             self._line(f"{self._doing} {human_bytes(total_bytes)} in {total_shards} file{plural}")
             return
         title = self._done.capitalize()
-        self._bars = [
-            self._bar(total=total_bytes, desc=title, unit="B", unit_scale=True),
-            *([self._bar(total=total_shards, desc="Uploaded", unit=" files")] * self._uploads),
-        ]
+        self._bars = [self._bar(total=total_bytes, desc=title, unit="B", unit_scale=True)]
+        if self._uploads:
+            self._bars.append(self._bar(total=total_shards, desc="Uploaded", unit=" files"))
 
     def _bar(self, **options: Any) -> tqdm[Any]:
         # Of a file that is not stderr itself, tqdm would not ask for the terminal's width.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -12,10 +13,13 @@ import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -949,6 +953,23 @@ def test_a_terminal_that_goes_does_not_end_the_work(shard_size: str, tmp_path: P
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert stdout.startswith("✓ Converted".encode())
+
+
+def test_a_conversion_has_no_bar_for_uploads(tmp_path: Path) -> None:
+    """On a terminal; nothing is uploaded."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # rows, columns
+    process = subprocess.Popen(command(*push(source(), tmp_path / "out")), stderr=theirs,
+                               stdout=subprocess.PIPE, cwd=REPOSITORY)  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # which is how a terminal's other end says that it has gone
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    process.communicate()
+    assert b"Converted:" in shown
+    assert b"Uploaded" not in shown
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
