@@ -31,7 +31,7 @@ from hubmerge.signals import ended_by_signals
 _STARTS_AGAIN = "nothing was changed, and the same command can be run again"
 
 
-class Job:
+class _Run:
     """The processes that work on this command: one, unless a push finds others."""
 
     ranks: Ranks = ALONE
@@ -42,22 +42,22 @@ def main() -> NoReturn:
     # Blocks are cast in one thread each; idle threads of torch's pool would only cost memory.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _repair_streams()
-    job = Job()
+    run = _Run()
 
     def say(number: int) -> None:
         word = "interrupted" if number == signal.SIGINT else "terminated"
         resumes = "the same command resumes where this run ended"
-        _say(job.ranks, f"{word}; {resumes if sys.argv[1:2] == ['push'] else _STARTS_AGAIN}")
+        _say(run.ranks, f"{word}; {resumes if sys.argv[1:2] == ['push'] else _STARTS_AGAIN}")
 
     with ended_by_signals(say):
         try:
-            code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=job) or 0
+            code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=run) or 0
             sys.stdout.flush()
         except HubmergeError as error:
-            rank_0_says_it = job.ranks.fail(error)
+            rank_0_says_it = run.ranks.fail(error)
             if os.environ.get("HF_DEBUG"):
                 traceback.print_exc()
-            _say(job.ranks if rank_0_says_it else ALONE, str(error), error.hint)
+            _say(run.ranks if rank_0_says_it else ALONE, str(error), error.hint)
             code = error.exit_code
         except click.ClickException as error:
             error.show()
@@ -66,10 +66,10 @@ def main() -> NoReturn:
             raise KeyboardInterrupt from None
         except OSError as error:  # the library has none: it is our own output
             if not isinstance(error, BrokenPipeError):  # whoever read it has gone: say no more
-                _say(job.ranks, f"the output cannot be written: {error.strerror}")
+                _say(run.ranks, f"the output cannot be written: {error.strerror}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = HubmergeError.exit_code
-        job.ranks.reported()
+        run.ranks.reported()
     sys.exit(code)
 
 
@@ -114,7 +114,7 @@ def cli() -> None:
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
 @click.pass_obj
-def push(job: Job, /, *, as_json: bool, dry_run: bool, quiet: bool, **options: Any) -> None:
+def push(run: _Run, /, *, as_json: bool, dry_run: bool, quiet: bool, **options: Any) -> None:
     """Convert a distributed checkpoint and publish it on the Hub, in one atomic commit.
 
     With --no-push, write the folder that would have been published.
@@ -122,8 +122,8 @@ def push(job: Job, /, *, as_json: bool, dry_run: bool, quiet: bool, **options: A
     from hubmerge import api
     from hubmerge.bars import Bars
 
+    ranks = run.ranks = current_ranks()
     where, what = split_options(options)
-    ranks = job.ranks = current_ranks()
     if dry_run:
         from hubmerge.report import plan_to_json, plan_to_text
 

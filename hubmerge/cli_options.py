@@ -192,8 +192,8 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
         raise UsageError("--save-dir and --overwrite need --no-push")
     if options["no_push"]:
         for name in _names(_WHERE):
-            is_used = name == "repo_id"  # by the card
-            if not is_used and options[name] not in (None, False, "main"):
+            # The card names the repository.
+            if name != "repo_id" and options[name] not in (None, False, "main"):
                 raise UsageError(f"--{name.replace('_', '-')} cannot be used with --no-push")
     where = {name: options[name] for name in _names(_WHERE)}
     what = {name: options[name] for name in _names(_WHAT)}

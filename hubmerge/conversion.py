@@ -68,11 +68,7 @@ def convert_plan(
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
     began = time.monotonic()
-    if save_dir.resolve() == plan.checkpoint.folder.resolve():
-        raise UsageError(
-            f"{save_dir}: is the checkpoint's own folder, which is never changed",
-            "Use another --save-dir; the default is hf_ckpt inside it.",
-        )
+    _refuse_own_folder(save_dir, plan)
     for note in plan.notes:
         progress.note(note)
     files = open_data_files(plan)
@@ -110,6 +106,14 @@ def convert_plan(
         warnings=plan.warnings + assets.warnings,
         seconds=round(time.monotonic() - began, 3),
     )
+
+
+def _refuse_own_folder(save_dir: Path, plan: Plan) -> None:
+    if save_dir.resolve() == plan.checkpoint.folder.resolve():
+        raise UsageError(
+            f"{save_dir}: is the checkpoint's own folder, which is never changed",
+            "Use another --save-dir; the default is hf_ckpt inside it.",
+        )
 
 
 def _write_shards(

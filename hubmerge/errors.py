@@ -223,21 +223,15 @@ def only_our_errors() -> Iterator[None]:
         raise from_os_error(error) from error
     except MemoryError as error:
         raise NoRoomError("not enough memory", "Free some, or use another machine.") from error
-    except RuntimeError as error:
-        if "can't start new thread" in str(error):
-            raise NoRoomError(
-                "not enough memory for a thread", "Free some, or allow more."
-            ) from error
-        raise _defect(error) from error
     except BaseException as error:
         # A panic in Rust (hf_xet, safetensors) is no Exception, as an interrupt is none.
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
-        raise _defect(error) from error
-
-
-def _defect(error: BaseException) -> HubmergeError:
-    return HubmergeError(
-        f"unexpected {type(error).__name__}: {error}",
-        "This is a defect of hubmerge: please report it, with what HF_DEBUG=1 adds.",
-    )
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            raise NoRoomError(
+                "not enough memory for a thread", "Free some, or allow more."
+            ) from error
+        raise HubmergeError(
+            f"unexpected {type(error).__name__}: {error}",
+            "This is a defect of hubmerge: please report it, with what HF_DEBUG=1 adds.",
+        ) from error

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from hubmerge.checkpoint.locate import Located
-from hubmerge.checkpoint.model import Checkpoint, StoredTensor
+from hubmerge.checkpoint.model import Checkpoint, StoredTensor, file_extents
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.errors import HubmergeError, NoModelWeightsError
 from hubmerge.names.model import Naming
@@ -60,13 +60,14 @@ def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
     """Summarize `checkpoint`; reads only the first bytes of one data file."""
     naming = _naming(checkpoint)
     tensors = sorted(checkpoint.tensors.values(), key=lambda t: t.size_bytes, reverse=True)
-    ranks = {next(filter(None, m.groups())) for m in map(_RANK.fullmatch, checkpoint.files) if m}
+    files = file_extents(chunk for tensor in tensors for chunk in tensor.chunks)
+    ranks = {next(filter(None, m.groups())) for m in map(_RANK.fullmatch, files) if m}
     return Inspection(
         load_dir=str(checkpoint.folder),
         groups=tuple(_groups(checkpoint)),
         ranks=len(ranks),
-        files=len(checkpoint.files),
-        file_bytes=sum(checkpoint.files.values()),
+        files=len(files),
+        file_bytes=sum(files.values()),
         format=_format(checkpoint),
         layout="; ".join(filter(None, (located.layout, naming.layout))),
         names=tuple({"key": w.source.key, "name": w.name} for w in naming.weights[:_FIRST]),

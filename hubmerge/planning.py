@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
+from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor, file_extents
 from hubmerge.checkpoint.tiling import covering_chunks
 from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES, DType
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
@@ -130,13 +130,7 @@ class Plan:
     @cached_property
     def data_files(self) -> dict[str, int]:
         """The data files that the weights come from, and how long each must be at least."""
-        files: dict[str, int] = {}
-        for tensor in (t for shard in self.shards for t in shard.tensors):
-            for chunk in tensor.chunks:
-                end = chunk.offset + chunk.length
-                if files.get(chunk.file, -1) < end:
-                    files[chunk.file] = end
-        return files
+        return file_extents(c for s in self.shards for t in s.tensors for c in t.chunks)
 
     def key_beyond(self, file: str, offset: int) -> str | None:
         """The first tensor of the plan that has a part of `file` which ends beyond `offset`."""

@@ -138,7 +138,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         objects=tuple(merged.objects),
         metadata_sha256=digest.hexdigest(),
         has_save_id=merged.has_save_id,
-        files=merged.files,
     )
 
 
@@ -164,7 +163,6 @@ class _Merged:
 
     def __init__(self) -> None:
         self.objects: dict[str, None] = {}
-        self.files: dict[str, int] = {}
         self.has_save_id = False
         self._found: dict[str, tuple[str, tuple[int, ...], tuple[str, ...] | None]] = {}
         self._chunks: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Chunk]] = {}
@@ -197,10 +195,7 @@ class _Merged:
         boxes = self._chunks.setdefault(key, {})
         for chunk in chunks:
             # The same box twice is a replica (each rank lists its own copy): one is enough.
-            if boxes.setdefault(chunk[:2], chunk) is chunk:
-                end = chunk.offset + chunk.length
-                if self.files.get(chunk.file, -1) < end:
-                    self.files[chunk.file] = end
+            boxes.setdefault(chunk[:2], chunk)
 
     def tensors(self) -> dict[str, StoredTensor]:
         return {

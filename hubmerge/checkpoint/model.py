@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +70,6 @@ class Checkpoint:
         objects: keys of entries that are pickled Python objects; they are never loaded.
         metadata_sha256: over the content of the files that describe it, in order.
         has_save_id: whether that content differs from one save to the next, whatever was saved.
-        files: bytes that each data file must have at least, by relative path.
     """
 
     folder: Path
@@ -78,4 +77,13 @@ class Checkpoint:
     objects: tuple[str, ...]
     metadata_sha256: str
     has_save_id: bool = False
-    files: dict[str, int] = field(default_factory=dict)
+
+
+def file_extents(chunks: Iterable[Chunk]) -> dict[str, int]:
+    """Bytes that each data file must have at least to hold these chunks, by relative path."""
+    extents: dict[str, int] = {}
+    for chunk in chunks:
+        end = chunk.offset + chunk.length
+        if extents.get(chunk.file, -1) < end:
+            extents[chunk.file] = end
+    return extents

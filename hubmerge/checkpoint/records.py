@@ -38,14 +38,15 @@ from hubmerge.safetensors_header import HeaderTensor, read_header
 # within the first KB, unless `torch.utils.serialization.config` asks for a larger alignment.
 _HEAD_BYTES = 2 << 20
 _FIRST_READ_BYTES = 4096
+
+# More than any of the entries before the payload has: it is the padding that may be long.
 _SMALL_BYTES = 64 << 10
+
+_ZIP_MAGIC = b"PK\x03\x04"
 
 # A sample of a file, evenly spread over it.
 _SAMPLES = 5
 _SAMPLE_BYTES = 4096
-
-
-_ZIP_MAGIC = b"PK\x03\x04"
 
 
 class Source(Protocol):

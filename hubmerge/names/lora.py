@@ -88,14 +88,13 @@ def base_name(name: str) -> str | None:
     return name.replace(".base_layer.", ".")
 
 
-def find_adapter_config(given: Path | None, folders: Collection[Path]) -> Asset | None:
+def find_adapter_config(given: str | Path | None, folders: Collection[Path]) -> Asset | None:
     """The adapter's config: the given file, or the first beside the checkpoint or in the assets.
 
     Raises:
         UsageError: the given file is not there, or not one.
     """
-    given = Path(given) if given is not None else None
-    candidates = [given] if given is not None else [f / ADAPTER_CONFIG for f in folders]
+    candidates = [Path(given)] if given is not None else [f / ADAPTER_CONFIG for f in folders]
     for path in candidates:
         if path.is_file():
             if "peft_type" not in read_json(path):

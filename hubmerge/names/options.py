@@ -10,8 +10,10 @@ from types import NoneType
 from hubmerge.errors import UsageError
 
 EXPERTS = ("auto", "fused", "split")
-_ONE = (str, Path, NoneType)
 MODES = ("auto", "full", "lora")
+
+# What an option is that is neither a switch nor a list.
+_TEXT_OR_NONE = (str, Path, NoneType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,17 @@ class NamingOptions:
     check_model: bool = True
     trust_remote_code: bool = False
     allow_overflow: bool = False
-    adapter_config_path: Path | None = None
+    adapter_config_path: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError where a value cannot be used."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, tuple):
-                if not isinstance(value, (tuple, list)) or {str} != {str, *map(type, value)}:
+                if type(value) not in (tuple, list) or any(type(text) is not str for text in value):
                     raise UsageError(f"{field.name} must be a tuple of texts, not {value!r}")
                 object.__setattr__(self, field.name, tuple(value))
-            elif not isinstance(value, bool if isinstance(field.default, bool) else _ONE):
+            elif not isinstance(value, bool if isinstance(field.default, bool) else _TEXT_OR_NONE):
                 raise UsageError(f"{field.name} cannot be {value!r}")
         for option, value, known in (
             ("experts", self.experts, EXPERTS),

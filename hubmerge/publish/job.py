@@ -13,7 +13,7 @@ from typing import Any
 
 from hubmerge.assets import Assets
 from hubmerge.errors import UsageError
-from hubmerge.filenames import is_pickled_weights, superseded
+from hubmerge.filenames import is_pickled_weights
 from hubmerge.planning import Plan
 from hubmerge.progress import Progress
 from hubmerge.publish.card import CARD, CardOptions, is_ours, small_files
@@ -222,12 +222,11 @@ class Job:
     def _report_older_weights(self, progress: Progress) -> None:
         """What the commit will remove, and what it leaves."""
         planned = {shard.filename for shard in self._plan.shards} | set(self._small)
-        is_adapter = self._plan.is_adapter
-        stale = superseded(self._target.files, planned, is_adapter=is_adapter)
+        stale = self._target.superseded_by(planned)
         if stale:
             progress.note(f"the commit will remove the older model's {listed(stale)}")
         pickled = [name for name in self._target.files if is_pickled_weights(name)]
-        if pickled and not is_adapter:
+        if pickled and not self._plan.is_adapter:
             progress.warn(
                 f"{listed(pickled)} stay in {self.hub.repo_id}: another model's weights, which old "
                 "loaders may take; remove them by hand"

@@ -24,7 +24,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -247,6 +247,10 @@ class Target:
         """Has the target this shard already?"""
         return _is_same(self.files.get(shard.filename), shard)
 
+    def superseded_by(self, planned: Collection[str]) -> list[str]:
+        """The files of the older model that must not stay beside those of these names."""
+        return superseded(self.files, planned, is_adapter=ADAPTER_NAME in planned)
+
     def operations(
         self, shards: dict[str, WrittenShard], small: dict[str, bytes], staging: Staging
     ) -> list[Any]:
@@ -263,7 +267,7 @@ class Target:
             for name, content in small.items()
             if not holds(self.files, name, content)
         ]
-        stale = superseded(self.files, {*shards, *small}, is_adapter=ADAPTER_NAME in shards)
+        stale = self.superseded_by({*shards, *small})
         return [*copies, *additions, *map(CommitOperationDelete, stale)]
 
     def move(

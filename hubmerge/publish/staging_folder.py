@@ -135,7 +135,7 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
         with suppress(OSError):
             free_bytes[place] = shutil.disk_usage(place).free
             if free_bytes[place] >= needed_bytes:
-                return place / _root_name(fingerprint[:16])
+                return place / _root_name(fingerprint)
     found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
     raise NoRoomError(
         f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
@@ -143,8 +143,8 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
     )
 
 
-def _root_name(of: str) -> str:
-    return f"hubmerge-{os.getuid()}-{of}"
+def _root_name(fingerprint: str) -> str:
+    return f"hubmerge-{os.getuid()}-{fingerprint[:16]}"
 
 
 def _places() -> Iterator[Path]:
@@ -172,7 +172,7 @@ def remove_leftovers(fingerprint: str, ranks: Ranks) -> None:
                 continue
             for lock in root.glob(f"{_LOCK}-*"):
                 number = lock.name.removeprefix(f"{_LOCK}-")
-                is_ours = root.name == _root_name(fingerprint[:16]) and number.isdecimal()
+                is_ours = root.name == _root_name(fingerprint) and number.isdecimal()
                 if not (is_ours and int(number) < ranks.count):
                     with suppress(HubmergeError), _lock(lock, root):
                         shutil.rmtree(root / f"{_STAGED}-{number}", ignore_errors=True)
