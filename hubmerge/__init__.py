@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hubmerge.api import convert, inspect, plan, push, verify
-    from hubmerge.conversion import ConvertResult
+    from hubmerge.conversion.to_folder import ConvertResult
     from hubmerge.errors import HubmergeError
-    from hubmerge.inspection import Inspection
     from hubmerge.names.options import NamingOptions
+    from hubmerge.planning.inspection import Inspection
     from hubmerge.progress import Progress
     from hubmerge.publish.push import PushResult
     from hubmerge.verification import VerifyResult
@@ -17,9 +17,9 @@ __version__ = "0.1.0"
 
 # Imported when first asked for: `hubmerge --help` needs none of it.
 _MODULES = {
-    "ConvertResult": "conversion",
+    "ConvertResult": "conversion.to_folder",
     "HubmergeError": "errors",
-    "Inspection": "inspection",
+    "Inspection": "planning.inspection",
     "NamingOptions": "names.options",
     "Progress": "progress",
     "PushResult": "publish.push",

@@ -1,6 +1,6 @@
 """``python -m hubmerge``."""
 
-from hubmerge.cli import main
+from hubmerge.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubmerge.assets import Assets
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.conversion import ConvertResult, convert_plan
+from hubmerge.conversion.slabs import open_data_files
+from hubmerge.conversion.to_folder import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
-from hubmerge.inspection import Inspection, inspect_checkpoint
+from hubmerge.hf_format.assets import Assets
 from hubmerge.names.options import AUTOMATIC
-from hubmerge.plan_options import PlanOptions, check_options, record_options
-from hubmerge.planning import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
-from hubmerge.prepare import prepare
+from hubmerge.planning.card import CARD, CardOptions, repository_named_in, small_files
+from hubmerge.planning.inspection import Inspection, inspect_checkpoint
+from hubmerge.planning.options import PlanOptions, check_options, record_options
+from hubmerge.planning.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+from hubmerge.planning.prepare import prepare
+from hubmerge.planning.preview import Preview
 from hubmerge.progress import SILENT, Progress
-from hubmerge.publish.card import CARD, CardOptions, repository_named_in, small_files
+from hubmerge.publish.decide import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.hub import Hub, quiet_hub
-from hubmerge.publish.job import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.push import PushResult, push_plan
 from hubmerge.publish.staging_folder import staging_cap
-from hubmerge.ranks import ALONE, Ranks
-from hubmerge.report import Preview
-from hubmerge.stream import open_data_files
+from hubmerge.system.ranks import ALONE, Ranks
 from hubmerge.verification import VerifyResult, verify_folder, verify_repository
 
 if TYPE_CHECKING:

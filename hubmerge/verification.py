@@ -15,19 +15,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hubmerge.assets import CONFIG, MAX_JSON_BYTES, Assets
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.conversion.output_folder import JOURNAL
+from hubmerge.conversion.shard_writer import hash_shard
+from hubmerge.conversion.slabs import BLOCK_BYTES, TensorReader, open_data_files, slabs
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.filenames import INDEX_NAME, superseded
-from hubmerge.output_folder import JOURNAL
-from hubmerge.plan_options import LOCAL_BASE, PlanOptions, recalled_content_ids, recalled_options
-from hubmerge.planning import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
+from hubmerge.hf_format.assets import CONFIG, MAX_JSON_BYTES, Assets
+from hubmerge.hf_format.filenames import INDEX_NAME, superseded
+from hubmerge.planning.card import CARD, same_card
+from hubmerge.planning.options import (
+    LOCAL_BASE,
+    PlanOptions,
+    recalled_content_ids,
+    recalled_options,
+)
+from hubmerge.planning.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
 from hubmerge.progress import Progress
-from hubmerge.publish.card import CARD, same_card
 from hubmerge.publish.hub import Hub, RemoteFile
-from hubmerge.publish.staging import content_ids, newest_record
-from hubmerge.shard_writer import hash_shard
-from hubmerge.stream import BLOCK_BYTES, TensorReader, open_data_files, slabs
+from hubmerge.publish.staging_branch import content_ids, newest_record
 
 _ABSENT = "no such file"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.server import Hub
+from tests.support.fake_hub.server import Hub
 
 README = Path(__file__).parent.parent / "README.md"
 SETUP = 'pip install "torch=='

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hubmerge.errors import CheckpointError
-from hubmerge.words import listed
+from hubmerge.formatting import listed
 
 GLOBAL_FILE = ".metadata"
 _RANK_FILE = re.compile(r"__(\d+)\.metadata")

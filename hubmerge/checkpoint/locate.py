@@ -17,7 +17,7 @@ from pathlib import Path
 from hubmerge.checkpoint.description import describing_files, doubts
 from hubmerge.checkpoint.foreign import refuse_foreign
 from hubmerge.errors import NotACheckpointError, UsageError
-from hubmerge.words import listed
+from hubmerge.formatting import listed
 
 # Deeper than any trainer nests, and more folders than any run has: `/` was given by mistake.
 _MAX_DEPTH = 6

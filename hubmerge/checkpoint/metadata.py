@@ -20,13 +20,13 @@ from typing import Any
 
 from hubmerge.checkpoint.description import GLOBAL_FILE, describing_files, refuse_lost
 from hubmerge.checkpoint.files import open_inside, read_inside
-from hubmerge.checkpoint.model import Checkpoint, Chunk, StoredTensor
+from hubmerge.checkpoint.schema import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.sharding_info import saved_offsets
 from hubmerge.checkpoint.unpickle import Inert, fields, load, new_dict, pairs, same_tuple
-from hubmerge.dtypes import BY_NAME, UNSUPPORTED_NAMES
 from hubmerge.errors import CheckpointError, NotACheckpointError, UnsafeInputError
-from hubmerge.gc_pause import gc_paused
-from hubmerge.safetensors_header import read_header
+from hubmerge.hf_format.dtypes import BY_NAME, UNSUPPORTED_NAMES
+from hubmerge.hf_format.safetensors_header import read_header
+from hubmerge.system.gc_pause import gc_paused
 
 # The largest known (a 671B model over 256 ranks) has about 150 MB.
 _MAX_METADATA_BYTES = 4 * 2**30

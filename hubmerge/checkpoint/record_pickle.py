@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hubmerge.checkpoint.model import Chunk
+from hubmerge.checkpoint.schema import Chunk
 from hubmerge.checkpoint.unpickle import Inert, load, new_dict, pairs, same_tuple
-from hubmerge.dtypes import BY_NAME, DType
 from hubmerge.errors import CheckpointError, DamagedFileError
+from hubmerge.hf_format.dtypes import BY_NAME, DType
 
 # A shape has at most 64 (torch's own limit), and two more come with its strides.
 _MAX_NUMBERS = 66

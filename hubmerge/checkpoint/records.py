@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from hubmerge.checkpoint.files import open_inside
-from hubmerge.checkpoint.model import Chunk
 from hubmerge.checkpoint.record_pickle import read_pickle
+from hubmerge.checkpoint.schema import Chunk
 from hubmerge.checkpoint.sharding_info import saved_offsets
-from hubmerge.dtypes import DType
 from hubmerge.errors import CheckpointError, DamagedFileError, HubmergeError, UnsafeInputError
-from hubmerge.safetensors_header import HeaderTensor, read_header
+from hubmerge.hf_format.dtypes import DType
+from hubmerge.hf_format.safetensors_header import HeaderTensor, read_header
 
 # torch pads entries to 64 bytes and `data.pkl` of one tensor has about 200: the payload starts
 # within the first KB, unless `torch.utils.serialization.config` asks for a larger alignment.

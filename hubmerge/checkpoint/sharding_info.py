@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from hubmerge.errors import CheckpointError
-from hubmerge.safetensors_header import HeaderTensor, is_sizes
+from hubmerge.hf_format.safetensors_header import HeaderTensor, is_sizes
 
 _SHARDING_INFO = "DCP_SHARDING_INFO"
 

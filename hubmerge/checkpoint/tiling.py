@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import prod
 
-from hubmerge.checkpoint.model import Chunk, StoredTensor
+from hubmerge.checkpoint.schema import Chunk, StoredTensor
 from hubmerge.errors import CheckpointError
 
 # Real shardings are cut once per mesh dimension. The bound keeps a hostile one from costing

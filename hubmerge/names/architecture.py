@@ -1,7 +1,7 @@
 """What transformers knows about a model from its config alone: names, ties, precision, conversions.
 
 The only module that touches transformers' conversion mapping, which is documented but young:
-`tests/test_names_experts.py` fails when it changes.
+`tests/names/test_experts.py` fails when it changes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hubmerge.assets import CONFIG, Assets
-from hubmerge.checkpoint.model import StoredTensor
-from hubmerge.names.parts import Part
+from hubmerge.checkpoint.schema import StoredTensor
+from hubmerge.hf_format.assets import CONFIG, Assets
+from hubmerge.names.views import Part
 
 # Numbers in a config that say how many modules there are, and more than any model has.
 _COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|depth)$")

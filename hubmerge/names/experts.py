@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from hubmerge.errors import UsageError
 from hubmerge.names.architecture import Architecture
-from hubmerge.names.parts import Part, halves, split_first
 from hubmerge.names.reference import Reference
+from hubmerge.names.views import Part, halves, split_first
 
 _STACK = re.compile(r"(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
 

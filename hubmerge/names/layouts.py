@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hubmerge.checkpoint.model import StoredTensor
+from hubmerge.checkpoint.schema import StoredTensor
 
 WRAPPER = "model"
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from hubmerge.assets import Asset, read_json
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.filenames import ADAPTER_CONFIG
+from hubmerge.hf_format.assets import Asset, read_json
+from hubmerge.hf_format.filenames import ADAPTER_CONFIG
 
 # What PEFT puts around the model.
 _ROOT = "base_model.model."

@@ -7,8 +7,8 @@ beside bf16 weights; or the record of a push that saw it), and the architecture 
 
 from __future__ import annotations
 
-from hubmerge.checkpoint.model import StoredTensor
-from hubmerge.dtypes import BY_NAME
+from hubmerge.checkpoint.schema import StoredTensor
+from hubmerge.hf_format.dtypes import BY_NAME
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.options import NamingOptions, matches_any
 from hubmerge.names.reference import Reference

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from hubmerge.assets import read_json
-from hubmerge.dtypes import DType
 from hubmerge.errors import CheckpointError, HubmergeError, UsageError
-from hubmerge.filenames import INDEX_NAME, SINGLE_NAME, is_model_weights
-from hubmerge.safetensors_header import read_header
-from hubmerge.words import listed
+from hubmerge.formatting import listed
+from hubmerge.hf_format.assets import read_json
+from hubmerge.hf_format.dtypes import DType
+from hubmerge.hf_format.filenames import INDEX_NAME, SINGLE_NAME, is_model_weights
+from hubmerge.hf_format.safetensors_header import read_header
 
 # ORG/NAME, as the Hub takes it.
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hubmerge.checkpoint.model import StoredTensor
+from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError
 from hubmerge.names.architecture import Architecture
-from hubmerge.names.model import Dropped
-from hubmerge.names.parts import Part
 from hubmerge.names.reference import Reference
+from hubmerge.names.views import Part
+from hubmerge.names.weights import Dropped
 
 SameElements = Callable[[StoredTensor, StoredTensor], bool]
 

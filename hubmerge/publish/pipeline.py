@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.records import DataFiles
+from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.errors import LostContentError
-from hubmerge.planning import PlannedShard
+from hubmerge.planning.plan import PlannedShard
 from hubmerge.progress import Progress
+from hubmerge.publish.byte_budget import Aborted, Room
 from hubmerge.publish.hub import Hub
-from hubmerge.publish.room import Aborted, Room
-from hubmerge.publish.staging import Staging, not_there
-from hubmerge.shard_writer import WrittenShard, write_shard
+from hubmerge.publish.staging_branch import Staging, not_there
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

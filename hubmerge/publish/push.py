@@ -1,4 +1,4 @@
-"""The whole push: preflight, pipeline, one commit. See `hubmerge.publish.staging` for the order."""
+"""The whole push: preflight, pipeline, one commit; `publish.staging_branch` has the order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from hubmerge.assets import Assets
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.fingerprint import fingerprint
-from hubmerge.planning import Plan
+from hubmerge.conversion.shard_writer import WrittenShard
+from hubmerge.conversion.slabs import open_data_files
+from hubmerge.hf_format.assets import Assets
+from hubmerge.planning.fingerprint import fingerprint
+from hubmerge.planning.plan import Plan
 from hubmerge.progress import Progress
+from hubmerge.publish.decide import Job, Prepared, PushOptions
 from hubmerge.publish.hub import quiet_hub
-from hubmerge.publish.job import Job, Prepared, PushOptions
 from hubmerge.publish.pipeline import Pipeline
 from hubmerge.publish.staging_folder import (
     refuse_in_checkpoint,
@@ -22,9 +24,7 @@ from hubmerge.publish.staging_folder import (
     staging_folder,
     staging_root,
 )
-from hubmerge.ranks import Ranks
-from hubmerge.shard_writer import WrittenShard
-from hubmerge.stream import open_data_files
+from hubmerge.system.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from hubmerge.conversion.output_folder import check_room
+from hubmerge.conversion.shard_writer import disk_errors
 from hubmerge.errors import HubmergeError, NoRoomError, UnsafeInputError, UsageError
-from hubmerge.output_folder import check_room
-from hubmerge.planning import Plan
-from hubmerge.ranks import Ranks
-from hubmerge.shard_writer import disk_errors
+from hubmerge.planning.plan import Plan
+from hubmerge.system.ranks import Ranks
 
 _STAGED, _LOCK = "hubmerge-staged", ".hubmerge.lock"
 

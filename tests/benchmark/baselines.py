@@ -27,7 +27,7 @@ def old(load_dir: Path, save_dir: Path) -> dict[str, float]:
     """(b) The old script: for each shard `dcp.load` of its keys, cast, clone, `save_file`."""
     from torch.distributed.checkpoint import FileSystemReader
 
-    from tests.oracle import INDEX_NAME, assign_shards, index_bytes, shard_filenames
+    from tests.support.oracle import INDEX_NAME, assign_shards, index_bytes, shard_filenames
 
     warnings.simplefilter("ignore")
     started = time.perf_counter()

@@ -48,7 +48,8 @@ def limited_hub(scratch: Path, bytes_per_second: float) -> Iterator[dict[str, st
     """A local Hub in a process of its own; yields the environment for its clients."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         env_file = Path(folder) / "env"
-        command = [sys.executable, "-m", "tests.hub", "--lfs", "--dir", f"{folder}/hub"]
+        command = [sys.executable, "-m", "tests.support.fake_hub", "--lfs"]
+        command += ["--dir", f"{folder}/hub"]
         command += ["--upload-bytes-per-s", str(bytes_per_second), "--env-file", str(env_file)]
         hub = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
         try:

@@ -1,0 +1,216 @@
+"""The command: parse, call the library, print. The only place that prints or exits.
+
+Results go to stdout, everything else to stderr, as with the `hf` command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from hubmerge.cli.options import (
+    PATH,
+    convert_options,
+    given_options,
+    json_option,
+    load_dir_option,
+    push_options,
+    split_options,
+)
+from hubmerge.cli.signals import ended_by_signals
+from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
+from hubmerge.system.ranks import ALONE, Ranks, current_ranks
+
+# Of the commands that only look.
+_STARTS_AGAIN = "nothing was changed, and the same command can be run again"
+
+
+class _Run:
+    """The processes that work on this command: one, unless a push finds others."""
+
+    ranks: Ranks = ALONE
+
+
+def main() -> NoReturn:
+    """Run the command and exit with the code that `hubmerge.errors` documents."""
+    # Blocks are cast in one thread each; idle threads of torch's pool would only cost memory.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _repair_streams()
+    run = _Run()
+
+    def say(number: int) -> None:
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        resumes = "the same command resumes where this run ended"
+        _say(run.ranks, f"{word}; {resumes if sys.argv[1:2] == ['push'] else _STARTS_AGAIN}")
+
+    with ended_by_signals(say):
+        try:
+            code = cli.main(standalone_mode=False, prog_name="hubmerge", obj=run) or 0
+            sys.stdout.flush()
+        except HubmergeError as error:
+            rank_0_says_it = run.ranks.fail(error)
+            if os.environ.get("HF_DEBUG"):
+                traceback.print_exc()
+            _say(run.ranks if rank_0_says_it else ALONE, str(error), error.hint)
+            code = error.exit_code
+        except click.ClickException as error:
+            error.show()
+            code = UsageError.exit_code
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except OSError as error:  # the library has none: it is our own output
+            if not isinstance(error, BrokenPipeError):  # whoever read it has gone: say no more
+                _say(run.ranks, f"the output cannot be written: {error.strerror}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = HubmergeError.exit_code
+        run.ranks.reported()
+    sys.exit(code)
+
+
+def _repair_streams() -> None:
+    """Output that is closed is dropped; what an encoding lacks is escaped, and no error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the whole process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print(text: str) -> None:
+    """A result, on stdout; nothing in it moves the cursor, wherever it comes from."""
+    click.echo(printable(text))
+
+
+def _say(ranks: Ranks, message: str, hint: str = "") -> None:
+    if ranks.rank == 0:
+        click.echo(f"Error: {message}", err=True)
+        if hint:
+            click.echo(f"Hint: {hint}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hubmerge", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A finished distributed training run becomes a Hugging Face repository.
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 bad or incomplete checkpoint, 4 unsafe input refused,
+    5 temporary (rerun resumes), 6 token or permission, 7 not enough disk or memory, 8 verification
+    mismatch, 9 target changed, 130 interrupted, 143 terminated.
+    """
+
+
+@cli.command()
+@load_dir_option
+@push_options
+@convert_options
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
+@click.pass_obj
+def push(run: _Run, /, *, as_json: bool, dry_run: bool, quiet: bool, **options: Any) -> None:
+    """Convert a distributed checkpoint and publish it on the Hub, in one atomic commit.
+
+    With --no-push, write the folder that would have been published.
+    """
+    from hubmerge import api
+    from hubmerge.cli.progress_bars import Bars
+
+    ranks = run.ranks = current_ranks()
+    where, what = split_options(options)
+    if dry_run:
+        from hubmerge.planning.preview import plan_to_json, plan_to_text
+
+        preview = api.preview(
+            options["load_dir"],
+            options["repo_id"],
+            no_push=options["no_push"],
+            max_disk=options["max_disk"],
+            ranks=ranks,
+            **what,
+        )
+        if ranks.rank == 0:
+            _print(plan_to_json(preview) if as_json else plan_to_text(preview))
+        return
+    result: Any
+    with Bars(quiet=quiet or ranks.rank != 0, uploads=not options["no_push"]) as bars:
+        if options["no_push"]:
+            result = api.convert(
+                options["load_dir"],
+                options["save_dir"],
+                repo_id=options["repo_id"],
+                overwrite=options["overwrite"],
+                progress=bars,
+                ranks=ranks,
+                **what,
+            )
+        else:
+            result = api.push(options["load_dir"], progress=bars, ranks=ranks, **where, **what)
+        for warning in result.warnings:
+            bars.warn(warning)
+    if ranks.rank == 0:
+        _print(result.to_json() if as_json else result.to_text())
+
+
+@cli.command()
+@load_dir_option
+@click.option("--repo-id", help="A repository that was pushed from it.")
+@click.option("--revision", default="main", show_default=True, help="Its branch, tag or commit.")
+@click.option("--token", help="A token; by default the stored login or HF_TOKEN.")
+@click.option("--save-dir", type=PATH, help="A folder made from it.")
+@convert_options
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.pass_context
+def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Hold a repository or a folder against its checkpoint; exit 8 where they differ.
+
+    Nothing is downloaded but a repository's listing and config. A repository's own record says with
+    which options it was made; a folder needs the options that it was made with.
+    """
+    from hubmerge import api
+    from hubmerge.cli.progress_bars import Bars
+
+    what = given_options(context)
+    with Bars(quiet=quiet, words=("checking", "checked")) as bars:
+        result = api.verify(
+            options["load_dir"],
+            save_dir=options["save_dir"],
+            repo_id=options["repo_id"],
+            revision=options["revision"],
+            token=options["token"],
+            progress=bars,
+            **what,
+        )
+        for warning in result.warnings:
+            bars.warn(warning)
+    _print(result.to_json() if as_json else result.to_text())
+    if result.differences:
+        context.exit(MismatchError.exit_code)
+
+
+@cli.command()
+@load_dir_option
+@json_option
+def inspect(load_dir: Path, as_json: bool) -> None:
+    """Show what a checkpoint holds."""
+    from hubmerge import api
+    from hubmerge.planning.preview import inspection_to_text
+
+    inspection = api.inspect(load_dir)
+    _print(inspection.to_json() if as_json else inspection_to_text(inspection))
+
+
+@cli.command()
+@click.option("--dir", "folder", type=PATH, help="Keep the files here.")
+def demo(folder: Path | None) -> None:
+    """Train a tiny model with FSDP2 on two processes, convert it, load it, generate."""
+    from hubmerge.cli.demo import run_demo
+
+    run_demo(folder, click.echo)

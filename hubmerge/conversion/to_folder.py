@@ -1,0 +1,142 @@
+"""Carry out a plan: a checkpoint becomes a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hubmerge.checkpoint.records import DataFiles
+from hubmerge.conversion.output_folder import OutputFolder, check_shared, note_shard
+from hubmerge.conversion.shard_writer import WrittenShard, write_shard
+from hubmerge.conversion.slabs import open_data_files
+from hubmerge.errors import UsageError
+from hubmerge.hf_format.assets import Assets
+from hubmerge.hf_format.filenames import INDEX_NAME
+from hubmerge.planning.card import CardOptions, small_files
+from hubmerge.planning.fingerprint import fingerprint
+from hubmerge.planning.plan import Plan
+from hubmerge.progress import Progress
+from hubmerge.system.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """What a conversion made; sizes in bytes, dropped keys with the reason."""
+
+    save_dir: Path
+    shards: tuple[WrittenShard, ...]
+    total_size: int
+    total_parameters: int
+    dropped: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "save_dir": str(self.save_dir)})
+
+    def to_text(self) -> str:
+        return (
+            f"✓ Converted {self.total_parameters:,} parameters into {len(self.shards)} "
+            f"file{'s' * (len(self.shards) != 1)} in {self.seconds:.1f} s\npath: {self.save_dir}"
+        )
+
+
+def convert_plan(
+    plan: Plan,
+    assets: Assets,
+    save_dir: Path,
+    *,
+    card: CardOptions,
+    repo_id: str | None,
+    overwrite: bool,
+    progress: Progress,
+    ranks: Ranks,
+) -> ConvertResult:
+    """Write the planned files, the assets and the card into `save_dir`.
+
+    Args:
+        repo_id: where it will be published; the card says so.
+
+    Raises:
+        UsageError: the folder already holds a model and `overwrite` is false, or it is the
+            checkpoint's own, or not the same one for all ranks.
+        NoRoomError: the disk has less room than is needed; found before the first write.
+        CheckpointError, UnsafeInputError: a data file is not what the plan expects.
+    """
+    began = time.monotonic()
+    _refuse_own_folder(save_dir, plan)
+    for note in plan.notes:
+        progress.note(note)
+    files = open_data_files(plan)
+    with ExitStack() as until_done:
+        folder = index = None
+        if ranks.rank == 0:
+            small = small_files(plan, assets, card, repo_id)
+            index = small.pop(INDEX_NAME, None)
+            digest = fingerprint(plan, files)
+            folder = OutputFolder(
+                save_dir, plan, digest, small, overwrite=overwrite, note=progress.note
+            )
+            until_done.callback(folder.close)
+            folder.write_small()
+        finished = ranks.gather(dict(folder.finished) if folder else {})[0]
+        if folder is None:
+            check_shared(save_dir)
+        written = _write_shards(
+            plan, files, finished, save_dir=save_dir, progress=progress, ranks=ranks
+        )
+        for theirs in ranks.gather(written):
+            finished |= theirs
+        if folder is not None:
+            if ranks.count > 1:
+                folder.check_shards()
+            if index is not None:
+                folder.write(INDEX_NAME, index)
+            folder.complete()
+    return ConvertResult(
+        save_dir=save_dir,
+        shards=tuple(finished[shard.filename] for shard in plan.shards),
+        total_size=plan.total_size,
+        total_parameters=plan.total_parameters,
+        dropped=tuple(dropped._asdict() for dropped in plan.dropped),
+        warnings=plan.warnings + assets.warnings,
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def _refuse_own_folder(save_dir: Path, plan: Plan) -> None:
+    if save_dir.resolve() == plan.checkpoint.folder.resolve():
+        raise UsageError(
+            f"{save_dir}: is the checkpoint's own folder, which is never changed",
+            "Use another --save-dir; the default is hf_ckpt inside it.",
+        )
+
+
+def _write_shards(
+    plan: Plan,
+    files: DataFiles,
+    finished: dict[str, WrittenShard],
+    *,
+    save_dir: Path,
+    progress: Progress,
+    ranks: Ranks,
+) -> dict[str, WrittenShard]:
+    """Write this rank's part of the shards that are not finished."""
+    todo = ranks.share([shard for shard in plan.shards if shard.filename not in finished])
+    progress.start(sum(shard.size_bytes for shard in todo), len(todo))
+    for name in finished:
+        progress.note(f"{name} is already there, from a run that was cut off")
+
+    def on_bytes(size_bytes: int) -> None:
+        ranks.check()
+        progress.converted(size_bytes)
+
+    written: dict[str, WrittenShard] = {}
+    for shard in todo:
+        written[shard.filename] = write_shard(shard, files, save_dir, on_bytes)
+        note_shard(save_dir, written[shard.filename])
+    return written

@@ -1,0 +1,1 @@
+"""What a Hugging Face repository holds: names, headers, dtypes, assets."""

@@ -1,0 +1,1 @@
+"""The plan: every output file known before a byte is converted."""

@@ -1,0 +1,27 @@
+"""What names an output, so that a run can tell what an earlier one has finished."""
+
+from __future__ import annotations
+
+import hashlib
+
+from hubmerge.checkpoint.records import DataFiles
+from hubmerge.planning.plan import Plan
+
+
+def fingerprint(plan: Plan, files: DataFiles) -> str:
+    """Names the output, by checkpoint, names and options; another checkpoint has another name.
+
+    Reading all data would cost as much as converting it. The metadata is hashed whole, and nearly
+    always it has the id of the save that wrote it; of each data file, the size and a sample.
+    Where there is no id (`HuggingFaceStorageWriter`, torch before 2.3), two steps may differ in a
+    single tensor: there, the middle of each chunk is sampled too. A change that misses all samples
+    (in place, or of single rows where there is no id) is not seen here but by `hubmerge verify`.
+    """
+    digest = hashlib.sha256(plan.digest.encode())
+    for name in sorted(plan.data_files):
+        digest.update(files.sample(name))
+    if not plan.checkpoint.has_save_id:
+        chunks = {c for shard in plan.shards for t in shard.tensors for c in t.chunks}
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.file, chunk.offset, chunk.length)):
+            digest.update(files.sample_chunk(chunk))
+    return digest.hexdigest()

@@ -1,0 +1,290 @@
+"""The plan: every byte of every output file but the weights themselves, known in advance.
+
+A pure function of a checkpoint's description, the naming and the options. It reads no tensor and
+imports no torch; converting, publishing, verifying and resuming only carry it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from hubmerge.checkpoint.schema import Checkpoint, Chunk, StoredTensor, file_extents
+from hubmerge.checkpoint.tiling import covering_chunks
+from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
+from hubmerge.hf_format.dtypes import BY_NAME, UNSUPPORTED_NAMES, DType
+from hubmerge.hf_format.filenames import ADAPTER_NAME, SINGLE_NAME
+from hubmerge.hf_format.safetensors_header import MAX_HEADER_BYTES, build_header, file_order
+from hubmerge.names.weights import Box, Dropped, Naming, Weight
+
+DEFAULT_SHARD_SIZE = 2_000_000_000
+DEFAULT_DTYPE = "bfloat16"
+DTYPES = ("bfloat16", "float16", "float32", "auto")
+
+# The Hub refuses larger files.
+MAX_SHARD_BYTES = 500_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of an output file.
+
+    Attributes:
+        name, dtype, shape: as the file's header has them.
+        key, source_dtype: the stored tensor, and its element type.
+        boxes, order: the parts of the stored tensor that it consists of, see `Weight`.
+        chunks: the stored pieces, proved to cover the stored tensor, in row-major order.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    key: str
+    source_dtype: DType
+    boxes: tuple[Box, ...]
+    chunks: list[Chunk]
+    order: tuple[int, ...] | None = None
+    may_overflow: bool = False
+    """Whether the cast may make a finite number infinite (float16 only)."""
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_cast(self) -> bool:
+        return self.dtype is not self.source_dtype
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One output file: its tensors in the order in which they lie in it."""
+
+    filename: str
+    tensors: tuple[PlannedTensor, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        """The file's first bytes, up to the first tensor."""
+        return build_header((t.name, t.dtype, t.shape) for t in self.tensors)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        return len(self.header) + sum(tensor.size_bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All output files that hold weights, and what was decided about each stored tensor.
+
+    Attributes:
+        notes: how the checkpoint was found; `warnings`: what is in doubt. One sentence each.
+    """
+
+    checkpoint: Checkpoint
+    shards: tuple[PlannedShard, ...]
+    dropped: tuple[Dropped, ...]
+    warnings: tuple[str, ...]
+    layout: str
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def total_size(self) -> int:
+        """Bytes of all tensors, without headers."""
+        return sum(t.size_bytes for shard in self.shards for t in shard.tensors)
+
+    @cached_property
+    def total_parameters(self) -> int:
+        return sum(prod(t.shape) for shard in self.shards for t in shard.tensors)
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Is it a LoRA adapter, to be loaded by PEFT, and no whole model?"""
+        return self.shards[0].filename == ADAPTER_NAME
+
+    @cached_property
+    def index(self) -> bytes | None:
+        """Content of `model.safetensors.index.json`; None where one file holds all."""
+        if self.shards[0].filename in (SINGLE_NAME, ADAPTER_NAME):
+            return None
+        weight_map = {t.name: shard.filename for shard in self.shards for t in shard.tensors}
+        metadata = {"total_parameters": self.total_parameters, "total_size": self.total_size}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+    @cached_property
+    def main_dtype(self) -> str | None:
+        """The floating dtype that most bytes have, or None where there is none."""
+        sizes: dict[str, int] = {}
+        for shard in self.shards:
+            for tensor in shard.tensors:
+                if tensor.dtype.kind == "float":
+                    sizes[tensor.dtype.name] = sizes.get(tensor.dtype.name, 0) + tensor.size_bytes
+        return max(sizes, key=lambda name: sizes[name]) if sizes else None
+
+    @cached_property
+    def data_files(self) -> dict[str, int]:
+        """The data files that the weights come from, and how long each must be at least."""
+        return file_extents(c for s in self.shards for t in s.tensors for c in t.chunks)
+
+    def key_beyond(self, file: str, offset: int) -> str | None:
+        """The first tensor of the plan that has a part of `file` which ends beyond `offset`."""
+        for tensor in (t for shard in self.shards for t in shard.tensors):
+            if any(c.file == file and c.offset + c.length > offset for c in tensor.chunks):
+                return tensor.key
+        return None
+
+    @cached_property
+    def digest(self) -> str:
+        """Names this plan: equal for two plans only if they give the same files."""
+        digest = hashlib.sha256(self.checkpoint.metadata_sha256.encode())
+        for shard in self.shards:
+            digest.update(shard.filename.encode() + b"\0" + shard.header)
+            for t in shard.tensors:
+                digest.update(repr((t.key, t.boxes, t.order)).encode())
+        return digest.hexdigest()
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    naming: Naming,
+    *,
+    dtype: str,
+    shard_size: int,
+    allow_overflow: bool = False,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """Plan the output files.
+
+    Args:
+        notes: see `Plan`.
+        allow_overflow: let values become infinite in float16.
+        dtype: what floating tensors become; ``auto`` leaves them as stored.
+        shard_size: bytes of tensors that one file holds at most; a larger tensor is alone in one.
+
+    Raises:
+        UsageError: an option cannot be used.
+        CheckpointError: a tensor is incomplete, or has a dtype that cannot be converted.
+        UnsafeInputError: a name or size that no reader would accept.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", f"Use one of: {', '.join(DTYPES)}.")
+    if shard_size < 1:
+        raise UsageError(f"the shard size must be at least 1 byte, not {shard_size}")
+    if not naming.weights:
+        raise NoModelWeightsError("no model weights are left to convert")
+    _check_names(naming.weights)
+    tensors = [
+        _plan_tensor(weight, weight.dtype or dtype, allow_overflow) for weight in naming.weights
+    ]
+    tensors.sort(key=lambda tensor: tensor.name)
+    groups = _pack(tensors, shard_size) if naming.files is None else _by_file(tensors, naming.files)
+    shards = tuple(_shard(name, group) for name, group in groups.items())
+    for shard in shards:
+        if len(shard.header) - 8 > MAX_HEADER_BYTES:
+            raise UnsafeInputError(f"{shard.filename}: the header would be too long for any reader")
+        if shard.size_bytes > MAX_SHARD_BYTES:
+            raise UsageError(
+                f"{shard.filename} would have {shard.size_bytes:,} bytes; the Hub takes at most "
+                f"{MAX_SHARD_BYTES:,} per file",
+                "Use a smaller --shard-size, such as 5GB.",
+            )
+    dropped, warnings = tuple(naming.dropped), tuple(naming.warnings)
+    return Plan(checkpoint, shards, dropped, warnings, naming.layout, notes)
+
+
+def _check_names(weights: Iterable[Weight]) -> None:
+    seen: dict[str, str] = {}
+    for weight in weights:
+        name, key = weight.name, weight.source.key
+        if not name or name == "__metadata__" or not name.isprintable():
+            raise UnsafeInputError(
+                f"a tensor would be called {name!r}, which readers refuse (checkpoint key {key!r})"
+            )
+        if name in seen:
+            raise CheckpointError(
+                f"{seen[name]!r} and {key!r} would both be called {name!r}",
+                "The checkpoint holds more than one model; see `hubmerge inspect`.",
+            )
+        seen[name] = key
+
+
+def plan_as_stored(source: StoredTensor) -> PlannedTensor:
+    """A stored tensor, whole and as it is; errors as of `make_plan`."""
+    return _plan_tensor(Weight.whole(source.key, source), "auto")
+
+
+def _plan_tensor(weight: Weight, wanted: str, may_overflow: bool = False) -> PlannedTensor:
+    source = weight.source
+    stored = BY_NAME.get(source.dtype)
+    if stored is None or (stored.packed > 1 and not source.shape):
+        is_known = stored or source.dtype in UNSUPPORTED_NAMES
+        reason = "has no safetensors form" if is_known else "is not known"
+        raise CheckpointError(
+            f"{source.key!r} is stored as {source.dtype} {source.shape}, which {reason}",
+            "Leave it out with --exclude if the model can do without it.",
+        )
+    target = stored
+    if wanted != "auto":
+        if stored.kind == "scaled":
+            raise CheckpointError(
+                f"{source.key!r} is stored as {stored.name}, which means nothing without its scale "
+                f"and is never cast to {wanted}",
+                "Use --dtype auto to keep every tensor as it is stored, or --keep-dtype for these.",
+            )
+        if stored.kind == "float":
+            target = BY_NAME[wanted]
+    chunks = covering_chunks(source)
+    return PlannedTensor(
+        weight.name,
+        target,
+        weight.shape,
+        source.key,
+        stored,
+        weight.boxes,
+        chunks,
+        weight.order,
+        may_overflow,
+    )
+
+
+def _pack(tensors: list[PlannedTensor], shard_size: int) -> dict[str, list[PlannedTensor]]:
+    """Greedy, in name order: the assignment of VeOmni's script, so that indexes agree.
+
+    Returns:
+        The tensors of each file, by its name.
+    """
+    groups: list[list[PlannedTensor]] = []
+    filled = 0
+    for tensor in tensors:
+        if not groups or filled + tensor.size_bytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.size_bytes
+    if len(groups) == 1:
+        return {SINGLE_NAME: groups[0]}
+    count = len(groups)
+    return {
+        f"model-{number:05d}-of-{count:05d}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
+
+
+def _by_file(
+    tensors: list[PlannedTensor], files: Mapping[str, str]
+) -> dict[str, list[PlannedTensor]]:
+    """The files that naming has decided on: an adapter's one, or the base model's."""
+    groups: dict[str, list[PlannedTensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(files[tensor.name], []).append(tensor)
+    return dict(sorted(groups.items()))
+
+
+def _shard(name: str, tensors: list[PlannedTensor]) -> PlannedShard:
+    return PlannedShard(name, tuple(sorted(tensors, key=lambda t: file_order(t.name, t.dtype))))

@@ -1,0 +1,177 @@
+"""From a folder and options to a plan that the model's own loader has accepted.
+
+    locate -> read -> what is known of the model -> names -> plan -> assets -> the loader's verdict
+
+transformers is only asked where there is a config, and only then imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from hubmerge.checkpoint.locate import locate
+from hubmerge.checkpoint.metadata import read_checkpoint
+from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
+from hubmerge.conversion.slabs import same_elements
+from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.hf_format.assets import CONFIG, Assets, collect_assets, read_json
+from hubmerge.hf_format.filenames import ADAPTER_CONFIG
+from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
+from hubmerge.names.loader_check import check_with_loader
+from hubmerge.names.lora import find_adapter_config
+from hubmerge.names.naming import Truth, name_weights
+from hubmerge.names.options import NamingOptions
+from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
+from hubmerge.names.weights import Naming
+from hubmerge.planning.plan import Plan, make_plan, plan_as_stored
+from hubmerge.system.gc_pause import gc_paused
+
+# An adapter's repository has the config of PEFT, not that of a model.
+_NOT_FOR_ADAPTERS = frozenset({CONFIG, "generation_config.json"})
+
+
+class _Known(NamedTuple):
+    """What is known of the model, and what could not be found out."""
+
+    truth: Truth
+    warnings: list[str]
+
+
+@gc_paused()
+def prepare(
+    load_dir: Path,
+    assets_dir: Path | None,
+    options: NamingOptions,
+    *,
+    dtype: str,
+    shard_size: int,
+) -> tuple[Plan, Assets]:
+    """Plan the conversion of whatever `load_dir` points at.
+
+    No tensor is read but those that the config ties, and they only to be compared.
+
+    Raises:
+        HubmergeError: one of the tree in `hubmerge.errors`.
+    """
+    located = locate(load_dir)
+    checkpoint = read_checkpoint(located.folder)
+    known = _what_is_known(checkpoint, assets_dir, options)
+    naming = name_weights(checkpoint, options, known.truth, dtype)
+    if located.layout:
+        naming = replace(naming, layout=f"{located.layout}; {naming.layout}")
+    naming.warnings[:0] = [*located.warnings, *known.warnings]
+    plan = make_plan(
+        checkpoint,
+        naming,
+        dtype=dtype,
+        shard_size=shard_size,
+        allow_overflow=options.allow_overflow,
+        notes=located.notes,
+    )
+    if plan.is_adapter:
+        beside = _beside(located.folder.absolute(), load_dir.absolute())
+        return plan, _adapter_assets(plan, beside, assets_dir, options)
+    assets = collect_assets(assets_dir, plan.main_dtype)
+    if options.check_model:
+        _check(plan, naming, known.truth)
+    return plan, assets
+
+
+def _what_is_known(
+    checkpoint: Checkpoint, assets_dir: Path | None, options: NamingOptions
+) -> _Known:
+    base_dir = find_base_model(options.base_model) if options.base_model is not None else None
+    warnings: list[str] = []
+    if options.base_model is not None and base_dir is None:
+        warnings.append(
+            f"the names cannot be compared with those of {options.base_model}, which is not in the "
+            f"local cache; hf download {options.base_model} --include '*.json' puts them there"
+        )
+    folders = [folder for folder in (base_dir, assets_dir) if folder is not None]
+    reference = next(filter(None, map(read_reference, folders)), None)
+    if reference is None and options.like_base_shards:
+        raise UsageError(
+            "--like-base-shards: neither --base-model nor the assets folder holds a safetensors "
+            "index, or a safetensors file that can be read",
+            "Name one with --base-model.",
+        )
+    if reference is not None and reference.label == str(base_dir):
+        reference = replace(reference, label=options.base_model or "")
+    files = DataFiles(checkpoint.folder)
+
+    def same(left: StoredTensor, right: StoredTensor) -> bool:
+        return same_elements(plan_as_stored(left), plan_as_stored(right), files)
+
+    config_assets = _with_config(assets_dir, base_dir)
+    architecture = _architecture(config_assets, options, warnings) if config_assets else None
+    config = config_assets.config if config_assets else None
+    return _Known(Truth(config, architecture, reference, same), warnings)
+
+
+def _with_config(*folders: Path | None) -> Assets | None:
+    """The assets of the first folder that has a config."""
+    for folder in folders:
+        if folder is not None:
+            assets = collect_assets(folder, None)
+            if assets.config is not None:
+                return assets
+    return None
+
+
+def _architecture(
+    assets: Assets, options: NamingOptions, warnings: list[str]
+) -> Architecture | None:
+    try:
+        return load_architecture(assets, trust_remote_code=options.trust_remote_code)
+    except UnknownArchitectureError as error:
+        warnings.append(
+            f"the names cannot be checked: transformers cannot build this model ({error})"
+        )
+        return None
+
+
+def _check(plan: Plan, naming: Naming, truth: Truth) -> None:
+    """The loader's verdict where there can be one, else the base model's."""
+    if truth.architecture is not None:
+        check_with_loader(plan.shards, truth.architecture)
+    elif truth.reference is not None:
+        different = differences((w.name for w in naming.weights), truth.reference.files)
+        if different:
+            raise CheckpointError(
+                f"these are not the names of the base model {truth.reference.label}: {different}",
+                "Correct them with --rename or --model-key; --no-check-model converts them so.",
+            )
+
+
+def _adapter_assets(
+    plan: Plan, beside: Iterable[Path], assets_dir: Path | None, options: NamingOptions
+) -> Assets:
+    """The tokenizer where there is one, and PEFT's config, which may lie beside the checkpoint."""
+    files = collect_assets(assets_dir, plan.main_dtype).files if assets_dir is not None else ()
+    kept = [asset for asset in files if asset.name not in _NOT_FOR_ADAPTERS]
+    folders = [*([assets_dir] if assets_dir is not None else []), *beside]
+    config = find_adapter_config(options.adapter_config_path, folders)
+    if config is None:
+        missing = f"no {ADAPTER_CONFIG}: PeftModel cannot load the adapter"
+        return Assets(tuple(kept), None, (f"{missing}; give --adapter-config-path",))
+    base = read_json(config.source).get("base_model_name_or_path")
+    if isinstance(base, str) and is_on_hub(base):
+        return Assets((*kept, config), None, ())
+    unknown = (
+        f"{ADAPTER_CONFIG} names no base model on the Hub (base_model_name_or_path is {base!r}): "
+        "nobody can load the adapter by its own name; correct it there, and push again"
+    )
+    return Assets((*kept, config), None, (unknown,))
+
+
+def _beside(folder: Path, given: Path) -> Iterator[Path]:
+    """The checkpoint's folder, the one it is in, and any above up to the one that was given."""
+    yield folder
+    for parent in folder.parents:
+        if parent != folder.parent and not parent.is_relative_to(given):
+            return
+        yield parent

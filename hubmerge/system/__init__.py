@@ -1,0 +1,1 @@
+"""The operating system: disks, files, processes, garbage collection."""
