@@ -11,7 +11,7 @@ from hubmerge.conversion.slabs import open_data_files
 from hubmerge.conversion.to_folder import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.hf_format.assets import Assets
-from hubmerge.names.options import AUTOMATIC
+from hubmerge.names.options import DEFAULT_NAMING
 from hubmerge.planning.card import CARD, CardOptions, repository_named_in, small_files
 from hubmerge.planning.inspection import Inspection, inspect_checkpoint
 from hubmerge.planning.options import PlanOptions, check_options, record_options
@@ -23,7 +23,7 @@ from hubmerge.publish.decide import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.push import PushResult, push_plan
 from hubmerge.publish.staging_folder import staging_cap
-from hubmerge.system.ranks import ALONE, Ranks
+from hubmerge.system.ranks import SINGLE_PROCESS, Ranks
 from hubmerge.verification import VerifyResult, verify_folder, verify_repository
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, As
     return prepare(
         Path(load_dir),
         _assets_dir(options),
-        options.get("naming", AUTOMATIC),
+        options.get("naming", DEFAULT_NAMING),
         dtype=options.get("dtype", DEFAULT_DTYPE),
         shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
     )
@@ -64,7 +64,7 @@ def preview(
     *,
     no_push: bool = True,
     max_disk: int | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     **options: Unpack[PlanOptions],
 ) -> Preview:
     """`plan`, and what a run with it would write and need; a warning where it would fail."""
@@ -92,7 +92,7 @@ def convert(
     repo_id: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     **options: Unpack[PlanOptions],
 ) -> ConvertResult:
     """Convert a distributed checkpoint into a folder that `from_pretrained` loads.
@@ -142,7 +142,7 @@ def push(
     max_disk: int | None = None,
     clean: bool = False,
     progress: Progress = SILENT,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     **options: Unpack[PlanOptions],
 ) -> PushResult:
     """Convert a distributed checkpoint and publish it on the Hub in one atomic commit.
@@ -253,5 +253,5 @@ def _card_options(options: PlanOptions) -> CardOptions:
             text = path.read_bytes().decode()
         except (OSError, ValueError) as error:
             raise UsageError(f"{path.name}: the model card cannot be read: {error}") from None
-    naming = options.get("naming", AUTOMATIC)
+    naming = options.get("naming", DEFAULT_NAMING)
     return CardOptions(naming.base_model, options.get("license"), text)

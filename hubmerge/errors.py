@@ -3,18 +3,18 @@
 ::
 
     HubmergeError                 1   something failed that has no more exact class
-    ├── LostContentError              the Hub has lost what was uploaded; it is sent again
+    ├── BlobMissingError              the Hub has lost what was uploaded; it is sent again
     ├── UsageError                2   an option or a folder that cannot be used as asked
     ├── CheckpointError           3   the checkpoint is bad, incomplete or not one at all
     │   ├── NotACheckpointError       no checkpoint in the folder that was given
     │   ├── DamagedFileError          a data file is missing, too short, or lies about its content
     │   └── NoModelWeightsError       a checkpoint, but no key in it belongs to a model
     ├── UnsafeInputError          4   the input asks for something that must never be done
-    ├── TemporaryError            5   the same command, run again, resumes
-    │   └── PassingError              a fault of the Hub or the network, tried again for a while
-    │       └── BusyError             another commit to the repository was faster
+    ├── RetriesExhaustedError            5   the same command, run again, resumes
+    │   └── TransientError              a fault of the Hub or the network, tried again for a while
+    │       └── CommitConflictError             another commit to the repository was faster
     ├── AccessError               6   token or permission
-    ├── NoRoomError               7   not enough disk or memory
+    ├── InsufficientSpaceError               7   not enough disk or memory
     ├── MismatchError             8   what is stored is not what the checkpoint gives
     └── TargetChangedError        9   somebody else moved the target branch
 
@@ -71,7 +71,7 @@ class HubmergeError(Exception):
         self.hint = _message(hint or self.usual_hint)
 
 
-class LostContentError(HubmergeError):
+class BlobMissingError(HubmergeError):
     """The Hub has lost content that was uploaded, and refuses a commit that names it."""
 
 
@@ -146,14 +146,14 @@ class UnsafeInputError(HubmergeError):
     usual_hint = "Do not use this checkpoint unless you know who wrote it."
 
 
-class TemporaryError(HubmergeError):
+class RetriesExhaustedError(HubmergeError):
     """A passing fault outlasted the bounded retries; the same command resumes."""
 
     exit_code = 5
     usual_hint = "Run the same command again: it resumes where this run ended."
 
 
-class PassingError(TemporaryError):
+class TransientError(RetriesExhaustedError):
     """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
 
     attempts = 6
@@ -163,7 +163,7 @@ class PassingError(TemporaryError):
         self.wait_seconds = wait_seconds
 
 
-class BusyError(PassingError):
+class CommitConflictError(TransientError):
     """Another commit to the repository was faster.
 
     Of many ranks that commit at the same time one gets through at each attempt of the others, so
@@ -182,7 +182,7 @@ class AccessError(HubmergeError):
     )
 
 
-class NoRoomError(HubmergeError):
+class InsufficientSpaceError(HubmergeError):
     """There is not enough disk or memory."""
 
     exit_code = 7
@@ -208,7 +208,7 @@ def from_os_error(error: OSError, what: str = "") -> HubmergeError:
     name = what or (str(error.filename) if error.filename is not None else "a file")
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in DISK_FULL:
-        return NoRoomError(f"{name}: the disk is full ({reason})")
+        return InsufficientSpaceError(f"{name}: the disk is full ({reason})")
     return HubmergeError(f"{name}: {reason}", "Check that the file can be read and written.")
 
 
@@ -222,13 +222,15 @@ def only_our_errors() -> Iterator[None]:
     except OSError as error:
         raise from_os_error(error) from error
     except MemoryError as error:
-        raise NoRoomError("not enough memory", "Free some, or use another machine.") from error
+        raise InsufficientSpaceError(
+            "not enough memory", "Free some, or use another machine."
+        ) from error
     except BaseException as error:
         # A panic in Rust (hf_xet, safetensors) is no Exception, as an interrupt is none.
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-            raise NoRoomError(
+            raise InsufficientSpaceError(
                 "not enough memory for a thread", "Free some, or allow more."
             ) from error
         raise HubmergeError(

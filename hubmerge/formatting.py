@@ -14,7 +14,7 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def listed(items: Sequence[str], most: int = 10) -> str:
+def format_list(items: Sequence[str], most: int = 10) -> str:
     """The first few of these, and how many more there are."""
     more = len(items) - most
     return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")

@@ -21,7 +21,7 @@ from hubmerge.conversion.shard_writer import hash_shard
 from hubmerge.conversion.slabs import BLOCK_BYTES, TensorReader, open_data_files, slabs
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import CONFIG, MAX_JSON_BYTES, Assets
-from hubmerge.hf_format.filenames import INDEX_NAME, superseded
+from hubmerge.hf_format.filenames import INDEX_NAME, files_to_remove
 from hubmerge.planning.card import CARD, same_card
 from hubmerge.planning.options import (
     LOCAL_BASE,
@@ -37,10 +37,10 @@ from hubmerge.publish.staging_branch import content_ids, newest_record
 _ABSENT = "no such file"
 
 # The Hub puts it into each repository.
-_NOBODYS = {".gitattributes"}
+_IGNORED_FILES = {".gitattributes"}
 
 # Characters of one line for a person; --json has all.
-_MOST_SHOWN = 500
+_MAX_SHOWN = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class VerifyResult:
                 f"place: {self.place}",
             ]
         if self.options is not None:
-            lines.append(f"made with, as the commit says: {json.dumps(self.options)}"[:_MOST_SHOWN])
+            lines.append(f"made with, as the commit says: {json.dumps(self.options)}"[:_MAX_SHOWN])
         if self.unchecked:
             names = ", ".join(self.unchecked)
-            lines.append(f"not looked at: {names}"[:_MOST_SHOWN])
+            lines.append(f"not looked at: {names}"[:_MAX_SHOWN])
         for difference in self.differences:
             where = f", first in {difference.tensor!r}" if difference.tensor else ""
             lines.append(
@@ -231,7 +231,7 @@ def _of_another_model(
     planned: Collection[str], names: Collection[str], *, is_adapter: bool
 ) -> Iterator[Difference]:
     """Files that the plan does not have, and that a loader could take for the model's."""
-    for name in superseded(names, planned, is_adapter=is_adapter):
+    for name in files_to_remove(names, planned, is_adapter=is_adapter):
         yield Difference(name, _ABSENT, "a file of another model")
 
 
@@ -257,7 +257,7 @@ def _result(
         files=len(looked_at),
         differences=tuple(differences),
         seconds=round(time.monotonic() - began, 3),
-        unchecked=tuple(name for name in names if name not in looked_at | _NOBODYS),
+        unchecked=tuple(name for name in names if name not in looked_at | _IGNORED_FILES),
         options=options,
         warnings=tuple(warnings),
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hubmerge.errors import CheckpointError
-from hubmerge.formatting import listed
+from hubmerge.formatting import format_list
 
 GLOBAL_FILE = ".metadata"
 _RANK_FILE = re.compile(r"__(\d+)\.metadata")
@@ -43,7 +43,7 @@ def _is_there(path: Path) -> bool:
     return path.exists() and not path.is_dir()
 
 
-def refuse_lost(folder: Path, paths: list[Path]) -> None:
+def check_none_missing(folder: Path, paths: list[Path]) -> None:
     """Raises CheckpointError where the names of the `describing_files` tell of one that is lost."""
     ranks = {int(match[1]) for path in paths if (match := _RANK_FILE.fullmatch(path.name))}
     if ranks:
@@ -76,7 +76,7 @@ def _refuse_gap(numbers: set[int], first: int, last: int, name: str) -> None:
         )
 
 
-def doubts(paths: list[Path]) -> Iterator[str]:
+def warnings_for(paths: list[Path]) -> Iterator[str]:
     """What the names of the `describing_files` cannot prove, one sentence each."""
     for path in paths:
         if path.name == GLOBAL_FILE and path.with_name(f"{GLOBAL_FILE}.tmp").exists():
@@ -101,4 +101,4 @@ def doubts(paths: list[Path]) -> Iterator[str]:
         if (rank, part, count) not in shards
     ]
     if absent:
-        yield f"not there, and so either empty or lost: {listed(absent, 5)}"
+        yield f"not there, and so either empty or lost: {format_list(absent, 5)}"

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubmerge.checkpoint.description import describing_files, doubts
+from hubmerge.checkpoint.description import describing_files, warnings_for
 from hubmerge.checkpoint.foreign import refuse_foreign
 from hubmerge.errors import NotACheckpointError, UsageError
-from hubmerge.formatting import listed
+from hubmerge.formatting import format_list
 
 # Deeper than any trainer nests, and more folders than any run has: `/` was given by mistake.
 _MAX_DEPTH = 6
 _MAX_FOLDERS = 20_000
-_MOST_LISTED = 10
+_MAX_LISTED = 10
 
 # By trainer: the last parts of the path of a checkpoint's folder. The first that fits is taken.
 _LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -90,7 +90,7 @@ def locate(given: Path) -> Located:
     refuse_foreign(given)
     paths = describing_files(given)
     if paths:
-        return Located(given, _layout(given), warnings=tuple(doubts(paths)))
+        return Located(given, _layout(given), warnings=tuple(warnings_for(paths)))
     if not given.is_dir() or _is_cut_off(given):
         return Located(given, "")  # reading it says best what is wrong
     foreign: list[NotACheckpointError] = []
@@ -110,9 +110,9 @@ def locate(given: Path) -> Located:
         *_passed_by(given, chosen, found),
         *(
             f"passed by {name}: it cannot be listed"
-            for name in _names(given, unreadable[:_MOST_LISTED])
+            for name in _names(given, unreadable[:_MAX_LISTED])
         ),
-        *doubts(describing_files(chosen.folder)),
+        *warnings_for(describing_files(chosen.folder)),
     ]
     return Located(chosen.folder, _layout(chosen.folder), (note,), tuple(warnings))
 
@@ -222,14 +222,14 @@ def _nothing(
     unreadable: list[Path],
 ) -> NotACheckpointError:
     if found:
-        names = listed(_names(given, [place.folder for place in found]))
+        names = format_list(_names(given, [place.folder for place in found]))
         return NotACheckpointError(
             f"{given}: no complete checkpoint; the save of each of these was interrupted: {names}",
             "Their .metadata is missing (it is written last, and is a hidden file).",
         )
     if foreign:
         return foreign[0]
-    unknown = listed(_names(given, unreadable))
+    unknown = format_list(_names(given, unreadable))
     return NotACheckpointError(
         f"{given}: not a distributed checkpoint: there is no .metadata file in it or below it"
         + f" ({unknown} cannot be listed)" * bool(unknown),
@@ -240,6 +240,6 @@ def _nothing(
 def _in_doubt(given: Path, places: list[_Found]) -> UsageError:
     names = _names(given, [place.folder for place in places])
     return UsageError(
-        f"{given}: holds several checkpoints: {listed(names)}",
+        f"{given}: holds several checkpoints: {format_list(names)}",
         "Point --load-dir at one of them.",
     )

@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hubmerge.checkpoint.description import GLOBAL_FILE, describing_files, refuse_lost
+from hubmerge.checkpoint.description import GLOBAL_FILE, check_none_missing, describing_files
 from hubmerge.checkpoint.files import open_inside, read_inside
 from hubmerge.checkpoint.schema import Checkpoint, Chunk, StoredTensor
 from hubmerge.checkpoint.sharding_info import saved_offsets
@@ -121,7 +121,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     paths = describing_files(folder)
     if not paths:
         raise _not_a_checkpoint(folder)
-    refuse_lost(folder, paths)
+    check_none_missing(folder, paths)
     digest = hashlib.sha256()
     merged = _Merged()
     real_folder = folder.resolve()

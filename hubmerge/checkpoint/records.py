@@ -234,12 +234,12 @@ class DataFiles:
         return file
 
     def check_sizes(
-        self, expected_bytes: dict[str, int], key_beyond: Callable[[str, int], str | None]
+        self, expected_bytes: dict[str, int], first_key_past: Callable[[str, int], str | None]
     ) -> None:
         """Prove that each file is there, regular, and long enough, before any work is done.
 
         Args:
-            key_beyond: a tensor that needs bytes of a file from an offset on, for the message.
+            first_key_past: a tensor that needs bytes of a file from an offset on, for the message.
 
         Raises:
             DamagedFileError, UnsafeInputError: one is not.
@@ -251,7 +251,7 @@ class DataFiles:
                 if actual < size:
                     raise DamagedFileError(name, "the file is too short", actual_bytes=actual)
             except DamagedFileError as error:
-                raise error.while_reading(key_beyond(name, actual), size) from None
+                raise error.while_reading(first_key_past(name, actual), size) from None
 
     def is_record(self, chunk: Chunk) -> bool:
         """Is it a `torch.save` record? Otherwise it is in safetensors data."""

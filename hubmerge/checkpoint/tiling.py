@@ -18,7 +18,7 @@ from hubmerge.errors import CheckpointError
 _MAX_CUTS_DEEP = 32
 
 # Each of these is held against each other.
-_MOST_INTERLOCKED = 64
+_MAX_INTERLOCKED = 64
 
 _Corners = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -79,7 +79,7 @@ def _tiles(
 
 def _fills(chunks: Sequence[Chunk], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
     """Are `chunks` inside the box from `low` to `high`, as large as it together, and apart?"""
-    if len(chunks) > _MOST_INTERLOCKED:
+    if len(chunks) > _MAX_INTERLOCKED:
         return False
     boxes = [(c.offsets, tuple(map(int.__add__, c.offsets, c.sizes))) for c in chunks]
     is_inside = all(

@@ -25,7 +25,7 @@ from hubmerge.cli.options import (
 )
 from hubmerge.cli.signals import ended_by_signals
 from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
-from hubmerge.system.ranks import ALONE, Ranks, current_ranks
+from hubmerge.system.ranks import SINGLE_PROCESS, Ranks, current_ranks
 
 # Of the commands that only look.
 _STARTS_AGAIN = "nothing was changed, and the same command can be run again"
@@ -34,7 +34,7 @@ _STARTS_AGAIN = "nothing was changed, and the same command can be run again"
 class _Run:
     """The processes that work on this command: one, unless a push finds others."""
 
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
 
 def main() -> NoReturn:
@@ -57,7 +57,7 @@ def main() -> NoReturn:
             rank_0_says_it = run.ranks.fail(error)
             if os.environ.get("HF_DEBUG"):
                 traceback.print_exc()
-            _say(run.ranks if rank_0_says_it else ALONE, str(error), error.hint)
+            _say(run.ranks if rank_0_says_it else SINGLE_PROCESS, str(error), error.hint)
             code = error.exit_code
         except click.ClickException as error:
             error.show()

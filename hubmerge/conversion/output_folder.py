@@ -35,14 +35,14 @@ from pathlib import Path
 
 from hubmerge.conversion.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
 from hubmerge.conversion.slabs import BLOCK_BYTES
-from hubmerge.errors import NoRoomError, UsageError
+from hubmerge.errors import InsufficientSpaceError, UsageError
 from hubmerge.hf_format.assets import CONFIG, TEMPLATES, is_asset
 from hubmerge.hf_format.filenames import (
-    DECISIVE,
     INDEX_NAME,
+    LOADER_ENTRY_POINTS,
+    files_to_remove,
     is_pickled_weights,
     is_weights,
-    superseded,
 )
 from hubmerge.planning.plan import Plan
 
@@ -50,7 +50,7 @@ JOURNAL = ".hubmerge.journal"
 
 # More than any journal has: a line for each shard.
 _MAX_JOURNAL_BYTES = 2**24
-_MOST_NOTED = 20_000
+_MAX_NOTED = 20_000
 
 # NFS shows a new file to another machine up to a minute late.
 _SEEN_WITHIN_SECONDS = 60.0
@@ -71,7 +71,7 @@ class OutputFolder:
 
     Raises:
         UsageError: the folder holds a model, or another run works in it.
-        NoRoomError: the disk has less room than is needed; nothing was written or removed.
+        InsufficientSpaceError: the disk has less room than is needed; nothing was changed.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class OutputFolder:
         if not self.path.is_dir():
             return []
         names = [entry.name for entry in self.path.iterdir()]
-        old = set(superseded(names, self.finished, is_adapter=self._is_adapter))
+        old = set(files_to_remove(names, self.finished, is_adapter=self._is_adapter))
         for name in filter(self._is_weights, names):
             is_ours = name in self._planned or name.endswith(PARTIAL_SUFFIX)
             is_ours |= self._overwrite and not self._is_adapter and is_pickled_weights(name)
@@ -167,7 +167,10 @@ class OutputFolder:
             if not templates.is_symlink():
                 names += [f"{TEMPLATES}/{path.name}" for path in templates.glob("*")]
             old |= {name for name in names if is_asset(name) and name not in self._small}
-        return [self.path / name for name in sorted(old, key=lambda n: (n not in DECISIVE, n))]
+        return [
+            self.path / name
+            for name in sorted(old, key=lambda n: (n not in LOADER_ENTRY_POINTS, n))
+        ]
 
     def _is_weights(self, name: str) -> bool:
         """Is it a shard, complete or partial?"""
@@ -194,7 +197,7 @@ class OutputFolder:
         """
         header, noted = _read_journal(self.path / JOURNAL)
         planned = self._planned if header == self._header() else {}
-        decisive = {INDEX_NAME} if self._is_adapter else DECISIVE
+        decisive = {INDEX_NAME} if self._is_adapter else LOADER_ENTRY_POINTS
         for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
             is_left = header and (
                 path.suffix == PARTIAL_SUFFIX
@@ -278,7 +281,7 @@ def _read_journal(path: Path) -> tuple[bytes, dict[str, WrittenShard]]:
     """The journal's first line, and the shards that it notes; empty where there is none."""
     try:
         with _open_regular(path) as file:
-            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n", _MOST_NOTED)
+            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n", _MAX_NOTED)
     except OSError:
         return b"", {}
     if not lines:  # it was cut off by a crash, as the last line may be
@@ -326,7 +329,7 @@ def check_shared(path: Path) -> None:
         raise _not_shared(path, JOURNAL)
 
 
-def note_shard(path: Path, shard: WrittenShard) -> None:
+def journal_shard(path: Path, shard: WrittenShard) -> None:
     """Note in the journal of the folder `path` that a shard is complete; any rank may."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with disk_errors(path / JOURNAL), FileIO(os.open(path / JOURNAL, flags), "ab") as file:
@@ -362,7 +365,7 @@ def _is_regular(status: os.stat_result, size: int) -> bool:
 
 
 def check_room(folder: Path, needed_bytes: int, option: str = "--save-dir") -> None:
-    """Raises NoRoomError where the disk of `folder`, which need not exist, has less free.
+    """Raise InsufficientSpaceError if the disk of `folder`, which need not exist, has less.
 
     Args:
         option: what moves the folder to another disk.
@@ -371,7 +374,7 @@ def check_room(folder: Path, needed_bytes: int, option: str = "--save-dir") -> N
         folder = folder.parent
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
-        raise NoRoomError(
+        raise InsufficientSpaceError(
             f"{folder}: not enough disk: {needed_bytes:,} bytes are needed, "
             f"{free_bytes:,} are free",
             f"Free some room, or use {option} on another disk.",

@@ -26,9 +26,9 @@ from pathlib import Path
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.conveyor import Conveyor, Stage
 from hubmerge.conversion.slabs import BLOCK_BYTES, TensorReader, slabs
-from hubmerge.errors import DISK_FULL, HubmergeError, NoRoomError
+from hubmerge.errors import DISK_FULL, HubmergeError, InsufficientSpaceError
 from hubmerge.planning.plan import PlannedShard
-from hubmerge.system.linux_files import begin_storing, reserve, set_direct
+from hubmerge.system.linux_files import preallocate, set_o_direct, start_writeback
 
 PARTIAL_SUFFIX = ".partial"
 _BLOCKS = 8
@@ -59,17 +59,17 @@ def write_shard(
     folder: Path,
     on_bytes: Callable[[int], None],
     *,
-    is_read_next: bool = False,
+    keep_in_page_cache: bool = False,
 ) -> WrittenShard:
     """Write `shard` into `folder`.
 
     Args:
         on_bytes: told of each number of output bytes as they are written.
-        is_read_next: keep it in the page cache, since it is about to be uploaded.
+        keep_in_page_cache: keep it in the page cache, since it is about to be uploaded.
 
     Raises:
         DamagedFileError, UnsafeInputError: a stored chunk cannot be read as planned.
-        NoRoomError: the disk is full; nothing is left of this shard.
+        InsufficientSpaceError: the disk is full; nothing is left of this shard.
     """
     path = folder / shard.filename
     partial = folder / (shard.filename + PARTIAL_SUFFIX)
@@ -77,8 +77,8 @@ def write_shard(
         try:
             partial.unlink(missing_ok=True)  # a link there would be followed
             with open(partial, "xb", buffering=0) as file:
-                reserve(file.fileno(), shard.size_bytes)
-                output = _Output(file.fileno(), is_direct=not is_read_next)
+                preallocate(file.fileno(), shard.size_bytes)
+                output = _Output(file.fileno(), is_direct=not keep_in_page_cache)
                 sha256 = _write(shard, files, output, on_bytes)
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -144,7 +144,7 @@ class _Output:
         self._fd = fd
         self._size = self._begun = 0  # bytes: written, and of these given to the disk
         self._disk = ThreadPoolExecutor(1, "disk")
-        self._is_direct = is_direct and set_direct(fd, True)
+        self._is_direct = is_direct and set_o_direct(fd, True)
         # Mapped memory begins on a page, as a direct write must.
         self._collected = memoryview(mmap.mmap(-1, _DIRECT_BYTES)) if self._is_direct else None
         self._filled = 0
@@ -170,7 +170,9 @@ class _Output:
             except OSError as error:
                 if not (self._is_direct and error.errno == errno.EINVAL):
                     raise
-                self._is_direct = set_direct(self._fd, False)  # this disk cannot, or not from here
+                self._is_direct = set_o_direct(
+                    self._fd, False
+                )  # this disk cannot, or not from here
                 continue
             self._size += written
             block = block[written:]
@@ -180,7 +182,7 @@ class _Output:
     def _begin_storing(self) -> None:
         length = self._size - self._begun
         if length >= _WRITEBACK_BYTES:
-            self._disk.submit(begin_storing, self._fd, self._begun, length)
+            self._disk.submit(start_writeback, self._fd, self._begun, length)
             self._begun = self._size
 
     def __enter__(self) -> _Output:
@@ -189,7 +191,9 @@ class _Output:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._disk:
             if kind is None and self._collected is not None:
-                self._is_direct = set_direct(self._fd, False)  # the end is no multiple of a sector
+                self._is_direct = set_o_direct(
+                    self._fd, False
+                )  # the end is no multiple of a sector
                 self._append(self._collected[: self._filled])
 
 
@@ -209,12 +213,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise NoRoomError(
+            raise InsufficientSpaceError(
                 f"{path.name}: this disk takes no file of that size ({error.strerror})",
                 "Use a smaller --shard-size, or another disk.",
             ) from None
         if error.errno in DISK_FULL:
-            raise NoRoomError(
+            raise InsufficientSpaceError(
                 f"{path.name}: the disk is full ({error.strerror})",
                 f"Free some room in {path.parent} and run the same command again; "
                 "finished shards are kept.",

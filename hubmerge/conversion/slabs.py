@@ -48,7 +48,7 @@ def open_data_files(plan: Plan) -> DataFiles:
         DamagedFileError, UnsafeInputError: one is not.
     """
     files = DataFiles(plan.checkpoint.folder)
-    files.check_sizes(plan.data_files, plan.key_beyond)
+    files.check_sizes(plan.data_files, plan.first_key_past)
     return files
 
 

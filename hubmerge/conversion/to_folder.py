@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hubmerge.checkpoint.records import DataFiles
-from hubmerge.conversion.output_folder import OutputFolder, check_shared, note_shard
+from hubmerge.conversion.output_folder import OutputFolder, check_shared, journal_shard
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.errors import UsageError
@@ -64,7 +64,7 @@ def convert_plan(
     Raises:
         UsageError: the folder already holds a model and `overwrite` is false, or it is the
             checkpoint's own, or not the same one for all ranks.
-        NoRoomError: the disk has less room than is needed; found before the first write.
+        InsufficientSpaceError: the disk has less room than is needed; found before the first write.
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
     began = time.monotonic()
@@ -83,13 +83,13 @@ def convert_plan(
             )
             until_done.callback(folder.close)
             folder.write_small()
-        finished = ranks.gather(dict(folder.finished) if folder else {})[0]
+        finished = ranks.all_gather(dict(folder.finished) if folder else {})[0]
         if folder is None:
             check_shared(save_dir)
         written = _write_shards(
             plan, files, finished, save_dir=save_dir, progress=progress, ranks=ranks
         )
-        for theirs in ranks.gather(written):
+        for theirs in ranks.all_gather(written):
             finished |= theirs
         if folder is not None:
             if ranks.count > 1:
@@ -138,5 +138,5 @@ def _write_shards(
     written: dict[str, WrittenShard] = {}
     for shard in todo:
         written[shard.filename] = write_shard(shard, files, save_dir, on_bytes)
-        note_shard(save_dir, written[shard.filename])
+        journal_shard(save_dir, written[shard.filename])
     return written

@@ -11,7 +11,7 @@ ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 # By these a loader tells what the weights beside them are.
-DECISIVE = frozenset({INDEX_NAME, ADAPTER_CONFIG})
+LOADER_ENTRY_POINTS = frozenset({INDEX_NAME, ADAPTER_CONFIG})
 
 _MODEL_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 _ADAPTER_WEIGHTS = re.compile(r"adapter_model(-\d{5,}-of-\d{5,})?\.safetensors")
@@ -35,11 +35,15 @@ def is_pickled_weights(name: str) -> bool:
     return bool(_PICKLED.fullmatch(name))
 
 
-def superseded(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:
+def files_to_remove(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:
     """Which of these files, beside which a model or an adapter is put, must not stay.
 
     An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
     """
     if is_adapter:
         return []
-    return [name for name in names if (name in DECISIVE or is_weights(name)) and name not in kept]
+    return [
+        name
+        for name in names
+        if (name in LOADER_ENTRY_POINTS or is_weights(name)) and name not in kept
+    ]

@@ -17,11 +17,11 @@ from typing import Any
 
 from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.hf_format.assets import CONFIG, Assets
-from hubmerge.names.views import Part
+from hubmerge.names.views import TensorView
 
 # Numbers in a config that say how many modules there are, and more than any model has.
 _COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|depth)$")
-_MOST_MODULES = 10_000
+_MAX_MODULES = 10_000
 
 # What transformers does to tensors on the way in that is cutting or reordering on the way back.
 _SLICING = {"MergeModulelist", "Concatenate", "Transpose"}
@@ -49,7 +49,7 @@ class Architecture:
     def model_class(self) -> Any:
         return type(self.model)
 
-    def to_hub(self, stored: Mapping[str, Part]) -> dict[str, Part]:
+    def to_hub(self, stored: Mapping[str, TensorView]) -> dict[str, TensorView]:
         """What `save_pretrained` would make of these, by the names of the Hub's layout."""
         return _revert(self.model, dict(stored))
 
@@ -57,7 +57,7 @@ class Architecture:
     def hub_shapes(self) -> dict[str, tuple[int, ...]]:
         """The names that `save_pretrained` gives, ties included, with their shapes."""
         own = {
-            name: Part.whole(StoredTensor(name, "", shape, ()))
+            name: TensorView.whole(StoredTensor(name, "", shape, ()))
             for name, shape in self.names.items()
         }
         return {name: part.shape for name, part in self.to_hub(own).items()}
@@ -101,7 +101,7 @@ def _build(folder: Path, *, trust_remote_code: bool) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    refuse_endless(config.to_dict())
+    check_module_counts(config.to_dict())
     model_class = _model_class(config)
     with torch.device("meta"):
         if model_class is not None:
@@ -115,12 +115,12 @@ def _build(folder: Path, *, trust_remote_code: bool) -> Any:
     raise UnknownArchitectureError(f"transformers has no class {named}")
 
 
-def refuse_endless(config: Mapping[str, Any]) -> None:
+def check_module_counts(config: Mapping[str, Any]) -> None:
     """A config may come from a repository; one of a million layers would be built for ever."""
     for name, value in config.items():
         if isinstance(value, Mapping):
-            refuse_endless(value)
-        elif isinstance(value, int) and value > _MOST_MODULES and _COUNT.search(name):
+            check_module_counts(value)
+        elif isinstance(value, int) and value > _MAX_MODULES and _COUNT.search(name):
             raise UnknownArchitectureError(f"{name} is {value:,}, more than any model has")
 
 
@@ -142,7 +142,7 @@ def _model_class(config: Any) -> Any:
     return None
 
 
-def _revert(model: Any, stored: dict[str, Part]) -> dict[str, Part]:
+def _revert(model: Any, stored: dict[str, TensorView]) -> dict[str, TensorView]:
     """transformers' own way back from memory to the Hub's layout, on parts in place of tensors.
 
     Rules that are more than slices (two tensors made one) are left out, so that those tensors keep

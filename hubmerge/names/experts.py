@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hubmerge.errors import UsageError
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.reference import Reference
-from hubmerge.names.views import Part, halves, split_first
+from hubmerge.names.views import TensorView, halves, split_first
 
 _STACK = re.compile(r"(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
 
@@ -27,18 +27,18 @@ _STYLES = (
     (".mlp.", ".block_sparse_moe.", {"gate": "w1", "up": "w3", "down": "w2"}),
 )
 
-Parts = dict[str, Part]
+Parts = dict[str, TensorView]
 
 
 @dataclass(frozen=True)
 class Layout:
     """The tensors of the model by Hub name, each with its name in memory."""
 
-    parts: dict[str, tuple[str, Part]]
+    parts: dict[str, tuple[str, TensorView]]
     warnings: list[str]
 
 
-def lay_out(
+def to_hub_layout(
     stored: Parts, wanted: str, architecture: Architecture | None, reference: Reference | None
 ) -> Layout:
     """Bring tensors from the names and shapes they have in memory to those on the Hub.
@@ -50,10 +50,10 @@ def lay_out(
     Raises:
         UsageError: experts shall be split that have no layout of their own each.
     """
-    joined = _join(stored, architecture)
+    joined = _fuse_gate_up(stored, architecture)
     on_hub = _to_hub(joined, architecture)
     known = set(reference.files) if reference else set()
-    result: dict[str, tuple[str, Part]] = {}
+    result: dict[str, tuple[str, TensorView]] = {}
     warnings: list[str] = []
     for name, part in joined.items():
         as_hub = on_hub[name]
@@ -80,7 +80,7 @@ def lay_out(
     return Layout(result, warnings)
 
 
-def _join(stored: Parts, architecture: Architecture | None) -> Parts:
+def _fuse_gate_up(stored: Parts, architecture: Architecture | None) -> Parts:
     """Gate and up projections that are stored apart as the one tensor that transformers has."""
     joined = dict(stored)
     for name in stored:
@@ -89,7 +89,7 @@ def _join(stored: Parts, architecture: Architecture | None) -> Parts:
             continue
         up, fused = name.replace(".gate_proj", ".up_proj"), f"{match[1]}.gate_up_proj"
         if up in stored and fused in architecture.names and stored[up].shape == stored[name].shape:
-            both = Part.whole(*stored[name].sources, *stored[up].sources, axis=1)
+            both = TensorView.whole(*stored[name].sources, *stored[up].sources, axis=1)
             if both.shape == architecture.names[fused]:
                 del joined[name], joined[up]
                 joined[fused] = both
@@ -98,7 +98,7 @@ def _join(stored: Parts, architecture: Architecture | None) -> Parts:
     return joined
 
 
-def _without_suffix(parts: Parts, architecture: Architecture) -> Iterator[tuple[str, Part]]:
+def _without_suffix(parts: Parts, architecture: Architecture) -> Iterator[tuple[str, TensorView]]:
     """``experts.down_proj.weight`` of older trainers is ``experts.down_proj``."""
     for name, part in parts.items():
         plain = name.removesuffix(".weight")
@@ -123,7 +123,7 @@ def _to_hub(stored: Parts, architecture: Architecture | None) -> dict[str, Parts
 
 
 def _split_by_name(
-    name: str, part: Part, stored: Parts, known: set[str], *, force: bool
+    name: str, part: TensorView, stored: Parts, known: set[str], *, force: bool
 ) -> Parts | None:
     """The experts' own tensors as a reference has them, or (`force`) as most models call them."""
     if not known and not force:
@@ -138,7 +138,7 @@ def _split_by_name(
 
 
 def _experts(
-    new_name: str, part: Part, stored: Parts, name: str, names: Mapping[str, str]
+    new_name: str, part: TensorView, stored: Parts, name: str, names: Mapping[str, str]
 ) -> Parts | None:
     stem, _, kind = new_name.removesuffix(".weight").rpartition(".")
     kind = kind.removesuffix("_proj")
@@ -156,7 +156,7 @@ def _experts(
     return result
 
 
-def _as_stored(name: str, part: Part, stored: Parts) -> Parts:
+def _as_stored(name: str, part: TensorView, stored: Parts) -> Parts:
     if len(part.sources) == 1:
         return {name: part}
     keys = {source.key for source in part.sources}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hubmerge.errors import CheckpointError
-from hubmerge.formatting import listed
+from hubmerge.formatting import format_list
 from hubmerge.names.architecture import Architecture, quiet_transformers
 from hubmerge.names.reference import differences
 
@@ -98,7 +98,7 @@ def _problems(info: Mapping[str, Any]) -> list[str]:
         for name, ours, theirs in sorted(info["mismatched_keys"])
     ]
     if mismatched:
-        problems.append(f"{len(mismatched)} of another shape: {listed(mismatched)}")
+        problems.append(f"{len(mismatched)} of another shape: {format_list(mismatched)}")
     return [problem for problem in problems if problem]
 
 
@@ -112,5 +112,5 @@ def _own_comparison(shapes: Shapes, architecture: Architecture) -> list[str]:
     ]
     problems = [differences(shapes, wanted.keys() - architecture.ties.keys())]
     if mismatched:
-        problems.append(f"{len(mismatched)} of another shape: {listed(mismatched)}")
+        problems.append(f"{len(mismatched)} of another shape: {format_list(mismatched)}")
     return [problem for problem in problems if problem]

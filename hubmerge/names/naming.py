@@ -20,19 +20,19 @@ from hubmerge.hf_format.dtypes import BY_NAME
 from hubmerge.hf_format.filenames import ADAPTER_NAME
 from hubmerge.names import lora, torchtitan
 from hubmerge.names.architecture import Architecture
-from hubmerge.names.experts import lay_out
+from hubmerge.names.experts import to_hub_layout
 from hubmerge.names.layouts import find_root, is_not_model, is_under, top_key
-from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any, parse_rename
+from hubmerge.names.options import DEFAULT_NAMING, NamingOptions, matches_any, parse_rename
 from hubmerge.names.precision import Precision
 from hubmerge.names.prefixes import best_rule, default_prefix, unwrap
 from hubmerge.names.reference import Reference, assign_files, differences
 from hubmerge.names.tied import SameElements, drop_tied
-from hubmerge.names.views import Part
+from hubmerge.names.views import TensorView
 from hubmerge.names.weights import Dropped, Naming, Weight
 
 
 @dataclass(frozen=True)
-class Truth:
+class ModelSpec:
     """What is known of the model beside the checkpoint; each part may be missing.
 
     Attributes:
@@ -89,8 +89,8 @@ class _Draft:
 
 def name_weights(
     checkpoint: Checkpoint,
-    options: NamingOptions = AUTOMATIC,
-    truth: Truth | None = None,
+    options: NamingOptions = DEFAULT_NAMING,
+    truth: ModelSpec | None = None,
     dtype: str = "auto",
 ) -> Naming:
     """Decide the name of every stored tensor, or why it is dropped.
@@ -103,7 +103,7 @@ def name_weights(
         CheckpointError: names collide, or tied tensors differ.
         UsageError: an option does not fit this checkpoint.
     """
-    truth = truth or Truth()
+    truth = truth or ModelSpec()
     draft = _choose(checkpoint, options)
     draft.rename({name: unwrap(name) for name in draft.tensors}, "")
     is_adapter = lora.has_adapter(draft.tensors)
@@ -192,17 +192,17 @@ def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
     )
 
 
-def _name_model(draft: _Draft, options: NamingOptions, truth: Truth, dtype: str) -> Naming:
+def _name_model(draft: _Draft, options: NamingOptions, truth: ModelSpec, dtype: str) -> Naming:
     draft.rename(_renamed(draft.tensors, options), "")
     family = _rename_titan(draft, truth.config)
     if family is None:
         _strip_prefix(draft, truth.known_names())
-    stored = {name: Part.whole(tensor) for name, tensor in draft.tensors.items()}
+    stored = {name: TensorView.whole(tensor) for name, tensor in draft.tensors.items()}
     if truth.same is not None:
         draft.dropped += drop_tied(
             stored, truth.config, truth.architecture, truth.reference, truth.same
         )
-    layout = lay_out(stored, options.experts, truth.architecture, truth.reference)
+    layout = to_hub_layout(stored, options.experts, truth.architecture, truth.reference)
     precision = Precision(dtype, options, truth.architecture, truth.reference)
     weights = []
     for name, (name_in_memory, part) in layout.parts.items():

@@ -78,7 +78,7 @@ class NamingOptions:
             parse_rename(rule)
 
 
-AUTOMATIC = NamingOptions()
+DEFAULT_NAMING = NamingOptions()
 
 
 def compile_regex(pattern: str, option: str) -> re.Pattern[str]:

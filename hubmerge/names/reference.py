@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hubmerge.errors import CheckpointError, HubmergeError, UsageError
-from hubmerge.formatting import listed
+from hubmerge.formatting import format_list
 from hubmerge.hf_format.assets import read_json
 from hubmerge.hf_format.dtypes import DType
 from hubmerge.hf_format.filenames import INDEX_NAME, SINGLE_NAME, is_model_weights
@@ -21,7 +21,7 @@ from hubmerge.hf_format.safetensors_header import read_header
 # ORG/NAME, as the Hub takes it.
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-_MOST_LISTED = 10
+_MAX_LISTED = 10
 
 # Beyond this many names, the search for similar ones would take longer than the conversion.
 _MAX_COMPARED = 3000
@@ -122,10 +122,10 @@ def differences(names: Iterable[str], expected: Iterable[str]) -> str:
 
 def _listed(names: list[str], others: list[str]) -> str:
     shown = []
-    for name in names[:_MOST_LISTED]:
+    for name in names[:_MAX_LISTED]:
         near = get_close_matches(name, others[:_MAX_COMPARED], n=1, cutoff=0.6)
         shown.append(name + (f" (nearest: {near[0]})" if near else ""))
-    return listed([*shown, *names[_MOST_LISTED:]], _MOST_LISTED)
+    return format_list([*shown, *names[_MAX_LISTED:]], _MAX_LISTED)
 
 
 def assign_files(names: Iterable[str], reference: Reference) -> dict[str, str]:

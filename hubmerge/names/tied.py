@@ -14,7 +14,7 @@ from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.reference import Reference
-from hubmerge.names.views import Part
+from hubmerge.names.views import TensorView
 from hubmerge.names.weights import Dropped
 
 SameElements = Callable[[StoredTensor, StoredTensor], bool]
@@ -24,7 +24,7 @@ _EMBEDDING = "embed_tokens.weight"
 
 
 def drop_tied(
-    stored: dict[str, Part],
+    stored: dict[str, TensorView],
     config: Mapping[str, Any] | None,
     architecture: Architecture | None,
     reference: Reference | None,
@@ -55,7 +55,7 @@ def drop_tied(
 
 
 def _ties(
-    stored: Mapping[str, Part],
+    stored: Mapping[str, TensorView],
     config: Mapping[str, Any] | None,
     architecture: Architecture | None,
     reference: Reference | None,

@@ -1,8 +1,8 @@
 """Which part of a stored tensor a tensor of the model is, told by doing to a stand-in what is done
 to the tensor.
 
-transformers' own rules cut, stack and transpose tensors. Applied to a `Part` they move no element:
-each step only narrows the box or reorders the dimensions that the part stands for.
+transformers' own rules cut, stack and transpose tensors. Applied to a `TensorView` they move no
+element: each step only narrows the box or reorders the dimensions that the part stands for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from hubmerge.errors import CheckpointError
 from hubmerge.names.weights import Box, Weight
 
 
-class NotASliceError(Exception):
+class NotAViewError(Exception):
     """What is done to the tensor is more than cutting and reordering."""
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorView:
     """A box of stored tensors that lie one after another along one dimension.
 
     Attributes:
@@ -37,7 +37,7 @@ class Part:
     dims: tuple[int, ...]
 
     @classmethod
-    def whole(cls, *sources: StoredTensor, axis: int = 0) -> Part:
+    def whole(cls, *sources: StoredTensor, axis: int = 0) -> TensorView:
         """All of one stored tensor, or of several along `axis`."""
         shape = sources[0].shape
         return cls(sources, axis, Box((0,) * len(shape), shape), tuple(range(len(shape))))
@@ -50,11 +50,11 @@ class Part:
         """The length along one dimension, as of a tensor."""
         return self._length(self.dims[dim])
 
-    def contiguous(self) -> Part:
+    def contiguous(self) -> TensorView:
         """The part itself: no element is moved here."""
         return self
 
-    def squeeze(self, dim: int | None = None) -> Part:
+    def squeeze(self, dim: int | None = None) -> TensorView:
         """Without a dimension of length 1, or without all of those, as of a tensor."""
         if dim is None:  # as transformers calls it before 5.24
             return replace(self, dims=tuple(d for d in self.dims if self._length(d) != 1))
@@ -99,40 +99,40 @@ class Part:
             return _chunk(*args, **(kwargs or {}))
         if name == "transpose":
             return _transpose(*args, **(kwargs or {}))
-        raise NotASliceError(name)
+        raise NotAViewError(name)
 
 
-def _chunk(part: Part, chunks: int, dim: int = 0) -> tuple[Part, ...]:
+def _chunk(part: TensorView, chunks: int, dim: int = 0) -> tuple[TensorView, ...]:
     stored_dim = part.dims[dim]
     if len(part.sources) > 1 and stored_dim == part.axis:
         if chunks != len(part.sources):
-            raise NotASliceError(f"{chunks} chunks of {len(part.sources)} tensors")
+            raise NotAViewError(f"{chunks} chunks of {len(part.sources)} tensors")
         return tuple(replace(part, sources=(source,)) for source in part.sources)
     length, rest = divmod(part.box.sizes[stored_dim], chunks)
     if rest:
-        raise NotASliceError(f"{chunks} chunks of a length of {part.box.sizes[stored_dim]}")
+        raise NotAViewError(f"{chunks} chunks of a length of {part.box.sizes[stored_dim]}")
     return tuple(_narrow(part, stored_dim, i * length, length) for i in range(chunks))
 
 
-def _narrow(part: Part, stored_dim: int, start: int, length: int) -> Part:
+def _narrow(part: TensorView, stored_dim: int, start: int, length: int) -> TensorView:
     offsets, sizes = list(part.box.offsets), list(part.box.sizes)
     offsets[stored_dim] += start
     sizes[stored_dim] = length
     return replace(part, box=Box(tuple(offsets), tuple(sizes)))
 
 
-def _transpose(part: Part, dim0: int, dim1: int) -> Part:
+def _transpose(part: TensorView, dim0: int, dim1: int) -> TensorView:
     dims = list(part.dims)
     dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
     return replace(part, dims=tuple(dims))
 
 
-def split_first(part: Part) -> list[Part]:
+def split_first(part: TensorView) -> list[TensorView]:
     """The part's slices along its first dimension, without it: the experts of a stack."""
     stored_dim = part.dims[0]
     return [_narrow(part, stored_dim, i, 1).squeeze(0) for i in range(part.shape[0])]
 
 
-def halves(part: Part) -> tuple[Part, ...]:
+def halves(part: TensorView) -> tuple[TensorView, ...]:
     """The part cut in two along its first dimension: the gate and the up projection."""
     return _chunk(part, 2)

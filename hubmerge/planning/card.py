@@ -32,7 +32,7 @@ CARD = "README.md"
 
 _HEADER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n.*?\n---[ \t]*(?=\r?\n|$)", re.DOTALL)
 # The lines of a card that depend on the checkpoint's path, or on who wrote it.
-_OF_ITS_TIME = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.MULTILINE)
+_VOLATILE_LINES = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def repository_named_in(path: Path) -> str | None:
 
 def same_card(left: bytes, right: bytes) -> bool:
     """Are two cards the same, but for where and when they were written?"""
-    return _OF_ITS_TIME.sub(b"", left) == _OF_ITS_TIME.sub(b"", right)
+    return _VOLATILE_LINES.sub(b"", left) == _VOLATILE_LINES.sub(b"", right)
 
 
 def is_ours(text: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.names.options import AUTOMATIC, NamingOptions, matches_any
+from hubmerge.names.options import DEFAULT_NAMING, NamingOptions, matches_any
 from hubmerge.names.reference import REPO_ID, is_on_hub
 from hubmerge.planning.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 
@@ -61,7 +61,7 @@ def check_options(options: PlanOptions) -> None:
 def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
     """The options that `plan` was made with, in a form for JSON."""
     naming = replace(
-        options.get("naming", AUTOMATIC),
+        options.get("naming", DEFAULT_NAMING),
         adapter_config_path=None,
         float32=tuple(_kept_float32(plan, options)),
     )
@@ -69,7 +69,7 @@ def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
     is_local = base is not None and not is_on_hub(base)
     if is_local:
         naming = replace(naming, base_model=None)
-    defaults = asdict(AUTOMATIC)
+    defaults = asdict(DEFAULT_NAMING)
     return {
         **({"base": LOCAL_BASE} if is_local else {}),
         "dtype": options.get("dtype", DEFAULT_DTYPE),
@@ -81,7 +81,7 @@ def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
 def _kept_float32(plan: Plan, options: PlanOptions) -> list[str]:
     """Names that are float32 for another reason than the options; the config tells some again."""
     dtype = options.get("dtype", DEFAULT_DTYPE)
-    kept_as_stored = options.get("naming", AUTOMATIC).keep_dtype
+    kept_as_stored = options.get("naming", DEFAULT_NAMING).keep_dtype
     return [
         tensor.name
         for shard in plan.shards
@@ -106,8 +106,8 @@ def recalled_options(recorded: dict[str, Any], given: PlanOptions) -> PlanOption
     try:
         naming = _recalled_naming(recorded["naming"]) | {
             name: value
-            for name, value in asdict(given.get("naming", AUTOMATIC)).items()
-            if value != getattr(AUTOMATIC, name)
+            for name, value in asdict(given.get("naming", DEFAULT_NAMING)).items()
+            if value != getattr(DEFAULT_NAMING, name)
         }
         made_with: PlanOptions = {
             "dtype": _text(recorded["dtype"]),
@@ -122,7 +122,7 @@ def _recalled_naming(recorded: Any) -> dict[str, Any]:
     """The recorded fields, each of the type that it has."""
     naming: dict[str, Any] = {}
     for name, value in dict(recorded).items():
-        default = getattr(AUTOMATIC, name)
+        default = getattr(DEFAULT_NAMING, name)
         naming[name] = (
             tuple(map(_text, _of_type(list, value)))
             if isinstance(default, tuple)

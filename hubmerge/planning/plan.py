@@ -132,7 +132,7 @@ class Plan:
         """The data files that the weights come from, and how long each must be at least."""
         return file_extents(c for s in self.shards for t in s.tensors for c in t.chunks)
 
-    def key_beyond(self, file: str, offset: int) -> str | None:
+    def first_key_past(self, file: str, offset: int) -> str | None:
         """The first tensor of the plan that has a part of `file` which ends beyond `offset`."""
         for tensor in (t for shard in self.shards for t in shard.tensors):
             if any(c.file == file and c.offset + c.length > offset for c in tensor.chunks):

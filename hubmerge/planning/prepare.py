@@ -23,7 +23,7 @@ from hubmerge.hf_format.filenames import ADAPTER_CONFIG
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.loader_check import check_with_loader
 from hubmerge.names.lora import find_adapter_config
-from hubmerge.names.naming import Truth, name_weights
+from hubmerge.names.naming import ModelSpec, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
 from hubmerge.names.weights import Naming
@@ -37,7 +37,7 @@ _NOT_FOR_ADAPTERS = frozenset({CONFIG, "generation_config.json"})
 class _Known(NamedTuple):
     """What is known of the model, and what could not be found out."""
 
-    truth: Truth
+    truth: ModelSpec
     warnings: list[str]
 
 
@@ -109,7 +109,7 @@ def _what_is_known(
     config_assets = _with_config(assets_dir, base_dir)
     architecture = _architecture(config_assets, options, warnings) if config_assets else None
     config = config_assets.config if config_assets else None
-    return _Known(Truth(config, architecture, reference, same), warnings)
+    return _Known(ModelSpec(config, architecture, reference, same), warnings)
 
 
 def _with_config(*folders: Path | None) -> Assets | None:
@@ -134,7 +134,7 @@ def _architecture(
         return None
 
 
-def _check(plan: Plan, naming: Naming, truth: Truth) -> None:
+def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> None:
     """The loader's verdict where there can be one, else the base model's."""
     if truth.architecture is not None:
         check_with_loader(plan.shards, truth.architecture)

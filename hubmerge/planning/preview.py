@@ -13,7 +13,7 @@ from hubmerge.planning.inspection import Inspection
 from hubmerge.planning.plan import Plan, PlannedTensor
 
 # Lines of one kind that a person is shown; --json has them all.
-_MOST_LINES = 20
+_MAX_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def _cut(lines: Sequence[str]) -> list[str]:
-    if len(lines) <= _MOST_LINES:
+    if len(lines) <= _MAX_LINES:
         return list(lines)
-    return [*lines[:_MOST_LINES], f"  … and {len(lines) - _MOST_LINES:,} more (see --json)"]
+    return [*lines[:_MAX_LINES], f"  … and {len(lines) - _MAX_LINES:,} more (see --json)"]
 
 
 def inspection_to_text(inspection: Inspection) -> str:

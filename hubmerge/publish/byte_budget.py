@@ -12,7 +12,7 @@ class Aborted(Exception):  # noqa: N818 - it ends a thread; the error is what ma
     """The run has failed elsewhere."""
 
 
-class Room:
+class ByteBudget:
     """So many bytes, taken and given back.
 
     Attributes:
@@ -26,7 +26,7 @@ class Room:
         self._aborted = False
         self.peak_bytes = 0
 
-    def take(self, size_bytes: int, check: Callable[[], None]) -> None:
+    def acquire(self, size_bytes: int, check: Callable[[], None]) -> None:
         """Wait until there is room for `size_bytes`, and take it; raises Aborted.
 
         Args:
@@ -47,7 +47,7 @@ class Room:
                 self.peak_bytes = max(self.peak_bytes, self._taken_bytes)
             return is_over
 
-    def give_back(self, size_bytes: int) -> None:
+    def release(self, size_bytes: int) -> None:
         """Say that `size_bytes` are free again."""
         with self._changed:
             self._taken_bytes -= size_bytes

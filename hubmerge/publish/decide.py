@@ -13,7 +13,7 @@ from typing import Any
 
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import UsageError
-from hubmerge.formatting import listed
+from hubmerge.formatting import format_list
 from hubmerge.hf_format.assets import Assets
 from hubmerge.hf_format.filenames import is_pickled_weights
 from hubmerge.planning.card import CARD, CardOptions, is_ours, small_files
@@ -222,14 +222,14 @@ class Job:
     def _report_older_weights(self, progress: Progress) -> None:
         """What the commit will remove, and what it leaves."""
         planned = {shard.filename for shard in self._plan.shards} | set(self._small)
-        stale = self._target.superseded_by(planned)
+        stale = self._target.files_to_remove(planned)
         if stale:
-            progress.note(f"the commit will remove the older model's {listed(stale)}")
+            progress.note(f"the commit will remove the older model's {format_list(stale)}")
         pickled = [name for name in self._target.files if is_pickled_weights(name)]
         if pickled and not self._plan.is_adapter:
             progress.warn(
-                f"{listed(pickled)} stay in {self.hub.repo_id}: another model's weights, which old "
-                "loaders may take; remove them by hand"
+                f"{format_list(pickled)} stay in {self.hub.repo_id}: another model's weights, which "
+                "old loaders may take; remove them by hand"
             )
 
     def _report_stale_branches(self, refs: Refs, progress: Progress) -> None:

@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hubmerge.errors import AccessError, BusyError, PassingError, TargetChangedError, UsageError
+from hubmerge.errors import (
+    AccessError,
+    CommitConflictError,
+    TargetChangedError,
+    TransientError,
+    UsageError,
+)
 from hubmerge.publish.hub_errors import translated
 
 if TYPE_CHECKING:
@@ -327,7 +333,7 @@ class Hub:
                 if parent is not None:
                     raise
                 # Two commits met on the Hub itself: ours was to be made on whatever is there.
-                raise BusyError(str(error)) from None
+                raise CommitConflictError(str(error)) from None
             return result(made)
 
         return self._retry(doing, make, already_done)
@@ -385,7 +391,7 @@ class Hub:
             attempt += 1
             try:
                 return self._once(doing, call)
-            except PassingError as error:
+            except TransientError as error:
                 done = already_done()
                 if done is not None:
                     return done

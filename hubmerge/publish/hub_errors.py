@@ -11,11 +11,11 @@ from typing import Any, cast
 
 from hubmerge.errors import (
     AccessError,
-    BusyError,
+    BlobMissingError,
+    CommitConflictError,
     HubmergeError,
-    LostContentError,
-    PassingError,
     TargetChangedError,
+    TransientError,
     UsageError,
 )
 
@@ -54,7 +54,7 @@ def translated(doing: str) -> Iterator[None]:
     except HFValidationError as error:
         raise UsageError(f"{doing}: {_one_line(error)}") from None
     except transport_error as error:
-        raise PassingError(f"{doing}: {type(error).__name__}: {_one_line(error)}") from None
+        raise TransientError(f"{doing}: {type(error).__name__}: {_one_line(error)}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise _from_builtin(error, doing) from None
 
@@ -76,10 +76,10 @@ def _from_builtin(error: Exception, doing: str) -> HubmergeError:
         # hf_xet names the url, and with it the repository, whose name may hold any number.
         if _REFUSED.search(_URL.sub("", str(error))):
             return AccessError(f"{doing}: the Hub refused the token ({_one_line(error)})")
-        return PassingError(text)
+        return TransientError(text)
     if isinstance(error, OSError) and error.errno is not None:
         return HubmergeError(f"{doing}: {error.strerror}: {error.filename}")
-    return PassingError(text)
+    return TransientError(text)
 
 
 def _from_response(error: Any, doing: str) -> HubmergeError:
@@ -87,7 +87,7 @@ def _from_response(error: Any, doing: str) -> HubmergeError:
     said = getattr(error, "server_message", None) or _one_line(error)
     text = f"{doing}: {said} (HTTP {status})"
     if status in _PASSING_STATUSES:
-        return PassingError(text, _wait_seconds(error.response.headers))
+        return TransientError(text, _wait_seconds(error.response.headers))
     if status in (401, 403):
         return AccessError(text)
     if status == 404:
@@ -97,11 +97,11 @@ def _from_response(error: Any, doing: str) -> HubmergeError:
             + AccessError.usual_hint,
         )
     if status == 409 and "in progress" in said:
-        return BusyError(text)
+        return CommitConflictError(text)
     if status == 412:
         return TargetChangedError(text)
     is_lost = status == 400 and "LFS pointer" in said
-    return LostContentError(text) if is_lost else HubmergeError(text)
+    return BlobMissingError(text) if is_lost else HubmergeError(text)
 
 
 def _wait_seconds(headers: Mapping[str, str]) -> float | None:

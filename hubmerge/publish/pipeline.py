@@ -4,7 +4,7 @@ The caller's thread converts shard after shard into the staging folder. A second
 finished one, uploads it, commits it to the staging branch, checks the Hub's listing, and deletes
 the local copy, which makes room for the next. An error in either ends both.
 
-Up to `_MOST_COMMITS` shards have a staging commit each. Of more, several share one, so that the
+Up to `_MAX_COMMITS` shards have a staging commit each. Of more, several share one, so that the
 Hub's quota (about 128 commits an hour) is never met: each is uploaded, which frees its copy, and
 the listing is checked at their commit; one that the Hub lacks then is converted again.
 """
@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
-from hubmerge.errors import LostContentError
+from hubmerge.errors import BlobMissingError
 from hubmerge.planning.plan import PlannedShard
 from hubmerge.progress import Progress
-from hubmerge.publish.byte_budget import Aborted, Room
+from hubmerge.publish.byte_budget import Aborted, ByteBudget
 from hubmerge.publish.hub import Hub
 from hubmerge.publish.staging_branch import Staging, not_there
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-_MOST_COMMITS = 60
+_MAX_COMMITS = 60
 _ATTEMPTS = 3
 
 
@@ -58,16 +58,16 @@ class Pipeline:
     ) -> None:
         self._files, self._hub, self._staging = files, hub, staging
         self._folder, self._progress, self._check = folder, progress, check
-        self._per_commit = ceil(total_shards / _MOST_COMMITS)
-        self._room = Room(cap_bytes)
+        self._per_commit = ceil(total_shards / _MAX_COMMITS)
+        self._budget = ByteBudget(cap_bytes)
         self._staged: dict[str, WrittenShard] = {}
-        self._loss: LostContentError | None = None
+        self._loss: BlobMissingError | None = None
         self.uploaded_bytes = 0
 
     @property
     def peak_bytes(self) -> int:
         """The most that the staging folder held at one time."""
-        return self._room.peak_bytes
+        return self._budget.peak_bytes
 
     def run(self, shards: Iterable[PlannedShard]) -> dict[str, WrittenShard]:
         """Bring `shards` to the staging branch; returns when the Hub's listing shows them all."""
@@ -91,9 +91,9 @@ class Pipeline:
         uploader.start()
         try:
             for shard in shards:
-                self._room.take(shard.size_bytes, self._check)
+                self._budget.acquire(shard.size_bytes, self._check)
                 written = write_shard(
-                    shard, self._files, self._folder, self._on_bytes, is_read_next=True
+                    shard, self._files, self._folder, self._on_bytes, keep_in_page_cache=True
                 )
                 finished.put(written)
             finished.put(None)
@@ -101,7 +101,7 @@ class Pipeline:
         except Aborted:
             uploader.join()
         except BaseException as error:
-            self._room.abort()
+            self._budget.abort()
             finished.put(None)
             if isinstance(error, Exception):
                 # The shard in flight is still brought home; who interrupts does not wait for it,
@@ -118,7 +118,7 @@ class Pipeline:
             check()
 
     def _on_bytes(self, size_bytes: int) -> None:
-        self._room.check()
+        self._budget.check()
         self._check()
         self._progress.converted(size_bytes)
 
@@ -128,7 +128,7 @@ class Pipeline:
         try:
             group: list[tuple[WrittenShard, CommitOperationAdd]] = []
             while (shard := finished.get()) is not None:
-                self._room.check()
+                self._budget.check()
                 group.append((shard, self._upload(shard)))
                 if len(group) == self._per_commit:
                     self._commit(group)
@@ -139,7 +139,7 @@ class Pipeline:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             failures.append(error)
-            self._room.abort()
+            self._budget.abort()
 
     def _upload(self, shard: WrittenShard) -> CommitOperationAdd:
         from huggingface_hub import CommitOperationAdd
@@ -172,7 +172,7 @@ class Pipeline:
         shards = [shard for shard, _ in group]
         try:
             self._staging.add(group)
-        except LostContentError as error:
+        except BlobMissingError as error:
             self._loss = error
             return []  # it refuses the whole commit, and does not say which content is still there
         lacking = self._staging.lacking(shards)
@@ -180,4 +180,4 @@ class Pipeline:
 
     def _delete(self, shard: WrittenShard) -> None:
         (self._folder / shard.filename).unlink()
-        self._room.give_back(shard.size)
+        self._budget.release(shard.size)

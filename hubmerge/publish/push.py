@@ -94,9 +94,9 @@ def push_plan(
     needed_bytes = min(cap_bytes, sum(shard.size_bytes for shard in plan.shards))
     check_disk = partial(staging_root, options.staging_dir, needed_bytes, job.staging.fingerprint)
     # Only rank 0 creates anything; the others then find it.
-    prepared = ranks.gather(job.prepare(progress, check_disk) if ranks.rank == 0 else None)[0]
+    prepared = ranks.all_gather(job.prepare(progress, check_disk) if ranks.rank == 0 else None)[0]
     assert prepared is not None
-    shares = ranks.gather(
+    shares = ranks.all_gather(
         _upload_share(
             plan=plan,
             options=options,
@@ -112,9 +112,9 @@ def push_plan(
     for share in shares:
         shards |= share.shards
     ordered = {shard.filename: shards[shard.filename] for shard in plan.shards}
-    published = ranks.gather(job.publish(ordered, prepared.published) if ranks.rank == 0 else None)[
-        0
-    ]
+    published = ranks.all_gather(
+        job.publish(ordered, prepared.published) if ranks.rank == 0 else None
+    )[0]
     assert published is not None
     return PushResult(
         url=published.url,

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import HubmergeError, MismatchError, TargetChangedError, UsageError
-from hubmerge.hf_format.filenames import ADAPTER_NAME, superseded
+from hubmerge.hf_format.filenames import ADAPTER_NAME, files_to_remove
 from hubmerge.publish.hub import Hub, RemoteCommit, RemoteFile
 
 if TYPE_CHECKING:
@@ -247,9 +247,9 @@ class Target:
         """Has the target this shard already?"""
         return _is_same(self.files.get(shard.filename), shard)
 
-    def superseded_by(self, planned: Collection[str]) -> list[str]:
+    def files_to_remove(self, planned: Collection[str]) -> list[str]:
         """The files of the older model that must not stay beside those of these names."""
-        return superseded(self.files, planned, is_adapter=ADAPTER_NAME in planned)
+        return files_to_remove(self.files, planned, is_adapter=ADAPTER_NAME in planned)
 
     def operations(
         self, shards: dict[str, WrittenShard], small: dict[str, bytes], staging: Staging
@@ -267,7 +267,7 @@ class Target:
             for name, content in small.items()
             if not holds(self.files, name, content)
         ]
-        stale = self.superseded_by({*shards, *small})
+        stale = self.files_to_remove({*shards, *small})
         return [*copies, *additions, *map(CommitOperationDelete, stale)]
 
     def move(

@@ -28,7 +28,7 @@ from typing import IO
 
 from hubmerge.conversion.output_folder import check_room
 from hubmerge.conversion.shard_writer import disk_errors
-from hubmerge.errors import HubmergeError, NoRoomError, UnsafeInputError, UsageError
+from hubmerge.errors import HubmergeError, InsufficientSpaceError, UnsafeInputError, UsageError
 from hubmerge.planning.plan import Plan
 from hubmerge.system.ranks import Ranks
 
@@ -81,14 +81,14 @@ def staging_folder(
         chosen: what the user says; None for a temporary folder on a disk with room.
 
     Raises:
-        NoRoomError: no disk has that room.
+        InsufficientSpaceError: no disk has that room.
         UsageError: it is no folder, or another run uses it.
     """
     root = staging_root(chosen, needed_bytes, fingerprint)
     with disk_errors(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if chosen is None:
-        _refuse_trap(root)
+        _check_owner(root)
     folder = root / f"{_STAGED}-{rank}"
     lock_path = root / f"{_LOCK}-{rank}"
     with _lock(lock_path, root):
@@ -137,7 +137,7 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
             if free_bytes[place] >= needed_bytes:
                 return place / _root_name(fingerprint)
     found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
-    raise NoRoomError(
+    raise InsufficientSpaceError(
         f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
         "Use --staging-dir on a disk with room, a smaller --shard-size, or a lower --max-disk.",
     )
@@ -180,7 +180,7 @@ def remove_leftovers(fingerprint: str, ranks: Ranks) -> None:
             root.rmdir()
 
 
-def _refuse_trap(root: Path) -> None:
+def _check_owner(root: Path) -> None:
     """Raises UnsafeInputError where somebody else put something there under our name."""
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise UnsafeInputError(f"{root} belongs to another user", "Use --staging-dir.")

@@ -15,7 +15,7 @@ _FALLOC_FL_KEEP_SIZE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-def reserve(fd: int, size_bytes: int) -> None:
+def preallocate(fd: int, size_bytes: int) -> None:
     """Have the filesystem set room aside for a file of that size, where it can; its size stays.
 
     A disk that is too full says so before the work, and writing to it is cheaper. Not
@@ -33,7 +33,7 @@ def reserve(fd: int, size_bytes: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def begin_storing(fd: int, offset: int, length: int) -> None:
+def start_writeback(fd: int, offset: int, length: int) -> None:
     """Have the disk begin to store a part of the file, which stays in the page cache.
 
     Offset and length in bytes. It may have to wait for the disk's queue. An error of the disk is
@@ -47,7 +47,7 @@ def begin_storing(fd: int, offset: int, length: int) -> None:
         libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
-def set_direct(fd: int, on: bool) -> bool:
+def set_o_direct(fd: int, on: bool) -> bool:
     """Write past the page cache (O_DIRECT) from now on, or through it; is it past it now?"""
     flag = getattr(os, "O_DIRECT", 0)
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubmerge import errors
-from hubmerge.errors import HubmergeError, TemporaryError, UsageError
+from hubmerge.errors import HubmergeError, RetriesExhaustedError, UsageError
 
 if TYPE_CHECKING:
     from hubmerge.planning.plan import PlannedShard
@@ -54,7 +54,7 @@ class Ranks:
                 mine.add(shard.filename)
         return [shard for shard in shards if shard.filename in mine]
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, by rank, on every rank; raises the error of one that failed."""
         return [value]
 
@@ -104,7 +104,7 @@ class TorchrunRanks(Ranks):
                 raise RuntimeError(f"not all have started within {_START_WITHIN}")
             time.sleep(0.05)
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         self._gathered += 1
         keys = [f"gather/{self._gathered}/{rank}" for rank in range(self.count)]
         with _store_is_there():
@@ -149,7 +149,7 @@ def _store_is_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise TemporaryError(
+        raise RetriesExhaustedError(
             "another process of this job has gone, and took the job's store along",
             "See what it said last; the same command resumes where this run ended.",
         ) from error
@@ -174,7 +174,7 @@ def _rebuild(failure: dict[str, Any]) -> HubmergeError:
     return error
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 def current_ranks() -> Ranks:
@@ -184,7 +184,7 @@ def current_ranks() -> Ranks:
         UsageError: the variables of another launcher, or of a job whose store does not answer.
     """
     try:
-        return TorchrunRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+        return TorchrunRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SINGLE_PROCESS
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(

@@ -167,7 +167,7 @@ class Threads(Ranks):
         self.rank, self.count = rank, len(values)
         self._values, self._together = values, together
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         self._values[self.rank] = value
         self._together.wait()
         found = list(self._values)

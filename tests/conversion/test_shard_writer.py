@@ -16,7 +16,7 @@ import pytest
 import hubmerge
 from hubmerge.conversion import shard_writer
 from hubmerge.conversion.shard_writer import _DIRECT_BYTES, _Output
-from hubmerge.system.linux_files import begin_storing, set_direct
+from hubmerge.system.linux_files import set_o_direct, start_writeback
 from tests.support.checkpoints.fixtures import checkpoint_path
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -80,7 +80,7 @@ def test_other_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.Monkey
 def can_write_directly(folder: Path) -> bool:
     """Does this disk take writes past the page cache?"""
     with (folder / "probe").open("xb", buffering=0) as file:
-        return set_direct(file.fileno(), True)
+        return set_o_direct(file.fileno(), True)
 
 
 def test_a_conversion_writes_past_the_page_cache(
@@ -120,10 +120,10 @@ def test_what_is_read_next_stays_in_memory(tmp_path: Path, monkeypatch: pytest.M
     def begin(fd: int, offset: int, length: int) -> None:
         begun.append((offset, length))
         os.fsync(fd)  # what is stored already could be dropped
-        begin_storing(fd, offset, length)
+        start_writeback(fd, offset, length)
 
     monkeypatch.setattr(shard_writer, "_WRITEBACK_BYTES", 1 << 20)
-    monkeypatch.setattr(shard_writer, "begin_storing", begin)
+    monkeypatch.setattr(shard_writer, "start_writeback", begin)
     write(tmp_path / "file", [1 << 20] * 8, is_direct=False)
     assert begun == [(n << 20, 1 << 20) for n in range(8)]
     assert resident(tmp_path / "file") == 1.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from hubmerge.errors import TemporaryError
+from hubmerge.errors import RetriesExhaustedError
 from hubmerge.publish.hub import Hub as PublishHub
 from tests.support.fake_hub import Hub, errors
 from tests.support.fake_hub.call import Call
@@ -367,7 +367,7 @@ def test_numbers_in_names_are_no_refusal(hub: Hub, tmp_path: Path) -> None:
     hub.faults.add("xet_write_token", times=None, status=418)
     shard = tmp_path / "model-00401-of-00500.safetensors"
     shard.write_bytes(b"content")
-    with pytest.raises(TemporaryError, match="418") as raised:
+    with pytest.raises(RetriesExhaustedError, match="418") as raised:
         PublishHub("alice/run-403", hub.token).upload(
             [CommitOperationAdd(shard.name, shard)], "main"
         )

@@ -196,7 +196,7 @@ def test_a_disk_without_room_is_refused_before_the_first_write(
     """Needed and free bytes are named, and nothing is created."""
     folder = small_disk(300_000)
     free = shutil.disk_usage(folder).free
-    with pytest.raises(errors.NoRoomError) as refusal:
+    with pytest.raises(errors.InsufficientSpaceError) as refusal:
         convert(folder / "out")
     needed = sum(map(len, wanted().values()))
     assert f"{needed:,} bytes are needed" in str(refusal.value)
@@ -215,7 +215,7 @@ def test_a_real_disk_fills_at_any_place(
         out = small_disk(4 * needed) / str(number)
         small_disk(room)
         error = failure(out)
-        filled += isinstance(error, errors.NoRoomError)
+        filled += isinstance(error, errors.InsufficientSpaceError)
         assert error is None or ("full" in str(error) and "again" in error.hint)
         assert_honest(out)
         small_disk(4 * needed)
@@ -245,7 +245,7 @@ def test_room_for_a_shard_is_set_aside_before_it_is_written(
     shutil.rmtree(folder / "out")
     room.clear()
     small_disk(shard_bytes // 2)
-    with pytest.raises(errors.NoRoomError, match=r"model-00001-of-00003.*full"):
+    with pytest.raises(errors.InsufficientSpaceError, match=r"model-00001-of-00003.*full"):
         convert(folder / "out", progress=Watched())
     assert not room
 
@@ -253,10 +253,10 @@ def test_room_for_a_shard_is_set_aside_before_it_is_written(
 def test_a_disk_that_takes_no_such_file(tmp_path: Path) -> None:
     """A limit on a file's size is not a full disk, and a smaller shard size is the way out."""
     out = tmp_path / "out"
-    limited = f"ulimit -f {SHARD_SIZE // 2048}; exec \"$@\""
+    limited = f'ulimit -f {SHARD_SIZE // 2048}; exec "$@"'
     arguments = ["bash", "-c", limited, "bash", *command(*push(source(), out))]
     failed = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-    assert failed.returncode == errors.NoRoomError.exit_code
+    assert failed.returncode == errors.InsufficientSpaceError.exit_code
     assert "takes no file of that size" in failed.stderr
     assert "--shard-size" in failed.stderr
     assert not list(out.glob("*.safetensors*"))
@@ -732,7 +732,7 @@ def test_no_foreign_error_escapes(error: BaseException, monkeypatch: pytest.Monk
 DEEPER = [
     ("conversion.slabs", "cast"), ("conversion.shard_writer", "_blocks"),
     ("conversion.shard_writer", "sync_folder"), ("conversion.shard_writer", "_Output.write"),
-    ("conversion.to_folder", "fingerprint"), ("conversion.to_folder", "note_shard"),
+    ("conversion.to_folder", "fingerprint"), ("conversion.to_folder", "journal_shard"),
 ]  # fmt: skip
 
 
@@ -916,10 +916,10 @@ def test_a_rank_that_dies_is_no_defect_of_ours(tmp_path: Path) -> None:
         "if ranks.rank == 0:\n"
         "    time.sleep(1)\n"
         "    os._exit(9)\n"
-        "from hubmerge.errors import TemporaryError\n"
+        "from hubmerge.errors import RetriesExhaustedError\n"
         "try:\n"
-        "    ranks.gather(1)\n"
-        "except TemporaryError as error:\n"
+        "    ranks.all_gather(1)\n"
+        "except RetriesExhaustedError as error:\n"
         "    sys.exit('another process of this job has gone' not in str(error))\n"
     )
     with socket.socket() as free:

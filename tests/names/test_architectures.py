@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import hubmerge
-from hubmerge.names.architecture import UnknownArchitectureError, refuse_endless
+from hubmerge.names.architecture import UnknownArchitectureError, check_module_counts
 from tests.support.trainers.models import ARCHITECTURES, build, logits
 from tests.support.trainers.saves import save_config, save_model
 
@@ -78,5 +78,5 @@ def test_a_config_without_end_is_not_built(name: str) -> None:
     """A million layers would take all memory and all time; what is merely large is none of them."""
     value: Any = {"num_hidden_layers": 10**9} if name == "text_config" else 10**9
     with pytest.raises(UnknownArchitectureError, match="1,000,000,000"):
-        refuse_endless({"shared_expert_intermediate_size": 20_480, name: value})
-    refuse_endless({"shared_expert_intermediate_size": 20_480, "block_size": 131_072})
+        check_module_counts({"shared_expert_intermediate_size": 20_480, name: value})
+    check_module_counts({"shared_expert_intermediate_size": 20_480, "block_size": 131_072})

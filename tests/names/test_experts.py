@@ -14,7 +14,7 @@ from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.architecture import _SLICING
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.views import NotASliceError, Part, halves, split_first
+from hubmerge.names.views import NotAViewError, TensorView, halves, split_first
 from tests.support.trainers.models import build, logits
 from tests.support.trainers.saves import State, save, save_config
 
@@ -145,9 +145,9 @@ def test_experts_stay_slices_in_the_plan(tmp_path: Path) -> None:
     assert up.shape == (16, 32)
 
 
-def stored(*shape: int) -> Part:
+def stored(*shape: int) -> TensorView:
     """A stand-in for a tensor of this shape."""
-    return Part.whole(StoredTensor("t", "float32", shape, ()))
+    return TensorView.whole(StoredTensor("t", "float32", shape, ()))
 
 
 def test_parts_do_what_tensors_do() -> None:
@@ -167,9 +167,9 @@ def test_parts_do_what_tensors_do() -> None:
 
 def test_parts_refuse_what_moves_elements_together() -> None:
     """Two tensors made one, or uneven pieces, are no slices."""
-    with pytest.raises(NotASliceError):
+    with pytest.raises(NotAViewError):
         torch.cat([stored(2, 2), stored(2, 2)])  # type: ignore[list-item]
-    with pytest.raises(NotASliceError):
+    with pytest.raises(NotAViewError):
         halves(stored(3, 2))
     assert [part.shape for part in split_first(stored(3, 2, 2))] == [(2, 2)] * 3
 

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 import hubmerge
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, HubmergeError, NoModelWeightsError, UsageError
-from hubmerge.names.naming import Truth, name_weights
+from hubmerge.names.naming import ModelSpec, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.prefixes import best_rule
 from hubmerge.names.reference import Reference
@@ -55,10 +55,10 @@ def names_of(naming: Naming) -> set[str]:
     return {weight.name for weight in naming.weights}
 
 
-def truth_of(*names: str) -> Truth:
+def truth_of(*names: str) -> ModelSpec:
     """A base model with these names."""
     files = dict.fromkeys(names, "model.safetensors")
-    return Truth(reference=Reference("base", files, {}))
+    return ModelSpec(reference=Reference("base", files, {}))
 
 
 OPTIMIZER = ("optimizer", "state.model.norm.weight.exp_avg")

@@ -275,8 +275,13 @@ def interleaved_2(folder: Path) -> Tensors:
 def interlocked_2(folder: Path) -> Tensors:
     """Chunks that no straight cut parts, as a mosaic's."""
     full = {"model.a.weight": filled("a", 6, 6), "model.b.weight": filled("b", 3, 4, 4)}
-    turn = [((0, 0), (2, 4)), ((0, 4), (4, 2)), ((4, 2), (2, 4)), ((2, 0), (4, 2)),
-            ((2, 2), (2, 2))]
+    turn = [
+        ((0, 0), (2, 4)),
+        ((0, 4), (4, 2)),
+        ((4, 2), (2, 4)),
+        ((2, 0), (4, 2)),
+        ((2, 2), (2, 2)),
+    ]
     solid = [((0, 0, 0), (2, 1, 3)), ((0, 0, 3), (2, 3, 1)), ((0, 3, 1), (2, 1, 3)),
              ((0, 1, 0), (2, 3, 1)), ((0, 1, 1), (2, 2, 2)), ((2, 0, 0), (1, 4, 4))]  # fmt: skip
     rank = dist.get_rank()
