@@ -228,8 +228,8 @@ class Job:
         pickled = [name for name in self._target.files if is_pickled_weights(name)]
         if pickled and not self._plan.is_adapter:
             progress.warn(
-                f"{format_list(pickled)} stay in {self.hub.repo_id}: another model's weights, which "
-                "old loaders may take; remove them by hand"
+                f"{format_list(pickled)} stay in {self.hub.repo_id}: another model's weights, "
+                "which old loaders may take; remove them by hand"
             )
 
     def _report_stale_branches(self, refs: Refs, progress: Progress) -> None:
