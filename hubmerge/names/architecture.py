@@ -1,8 +1,4 @@
-"""What transformers knows about a model from its config alone: names, ties, precision, conversions.
-
-The only module that touches transformers' conversion mapping, which is documented but young:
-`tests/names/test_experts.py` fails when it changes.
-"""
+"""What transformers knows about a model from its config alone: names, shapes, ties, precision."""
 
 from __future__ import annotations
 
@@ -17,14 +13,12 @@ from typing import Any
 
 from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.hf_format.assets import CONFIG, Assets
+from hubmerge.names.conversion_rules import reverse_conversion
 from hubmerge.names.views import TensorView
 
 # Numbers in a config that say how many modules there are, and more than any model has.
 _COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|depth)$")
 _MAX_MODULES = 10_000
-
-# What transformers does to tensors on the way in that is cutting or reordering on the way back.
-_SLICING = {"MergeModulelist", "Concatenate", "Transpose"}
 
 
 class UnknownArchitectureError(Exception):
@@ -51,7 +45,7 @@ class Architecture:
 
     def to_hub(self, stored: Mapping[str, TensorView]) -> dict[str, TensorView]:
         """What `save_pretrained` would make of these, by the names of the Hub's layout."""
-        return _revert(self.model, dict(stored))
+        return reverse_conversion(self.model, stored)
 
     @cached_property
     def hub_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -140,32 +134,6 @@ def _model_class(config: Any) -> Any:
         if type(config) in mapping:
             return mapping[type(config)]
     return None
-
-
-def _revert(model: Any, stored: dict[str, TensorView]) -> dict[str, TensorView]:
-    """transformers' own way back from memory to the Hub's layout, on parts in place of tensors.
-
-    Rules that are more than slices (two tensors made one) are left out, so that those tensors keep
-    their names in memory: transformers loads either, and the loader's own verdict follows.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange, revert_weight_conversion
-
-    rules = [
-        rule
-        for rule in get_model_conversion_mapping(model, add_legacy=False)
-        if not isinstance(
-            rule, PrefixChange
-        )  # as transformers does for a model not loaded from one
-        and {type(op).__name__ for op in getattr(rule, "operations", ())} <= _SLICING
-    ]
-    if not rules:
-        return stored
-    model._weight_conversions = rules
-    try:
-        return dict(revert_weight_conversion(model, stored))
-    finally:
-        del model._weight_conversions
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import hubmerge
 from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.names.architecture import _SLICING
+from hubmerge.names.conversion_rules import _SLICING
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.views import NotAViewError, TensorView, halves, split_first
 from tests.support.trainers.models import build, logits
