@@ -11,6 +11,7 @@ from hubmerge.conversion.slabs import open_data_files
 from hubmerge.conversion.to_folder import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.hf_format.assets import Assets
+from hubmerge.names.naming import holds_model
 from hubmerge.names.options import DEFAULT_NAMING
 from hubmerge.planning.card import CARD, CardOptions, repository_named_in, small_files
 from hubmerge.planning.inspection import Inspection, inspect_checkpoint
@@ -37,7 +38,7 @@ def inspect(load_dir: str | Path) -> Inspection:
     Raises:
         NotACheckpointError, CheckpointError, UnsafeInputError: it cannot be described.
     """
-    located = locate(Path(load_dir))
+    located = locate(Path(load_dir), holds_model)
     return inspect_checkpoint(read_checkpoint(located.folder), located)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,24 +50,56 @@ _FOREIGN = (
 )
 
 
+# Weights that may lie beside a distributed checkpoint, and are what a user meant if there is none.
+_OTHER_WEIGHTS = (
+    _Foreign(
+        "a whole state dict in one pickled file",
+        re.compile(r"pytorch_model(_fsdp)?(_\d+)?(-\d+-of-\d+)?\.bin"),
+        "Load it into the model and call save_pretrained, or save with SHARDED_STATE_DICT.",
+    ),
+    _Foreign(
+        "a checkpoint of torch_checkpointing",
+        re.compile(r"metadata\.pkl"),
+        "Convert it with torch_checkpointing.hf.consolidate_hf_safetensors_checkpoint, or save "
+        "with dcp.save.",
+    ),
+)
+
+
 def refuse_foreign(folder: Path) -> None:
-    """Raises NotACheckpointError where `folder` holds another tool's checkpoint."""
+    """Raise NotACheckpointError if `folder` holds another tool's checkpoint."""
     if not folder.is_dir():
         return
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except OSError as error:
-        raise NotACheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
-    for foreign in _FOREIGN:
-        match = next(filter(foreign.pattern.fullmatch, names), None)
-        if match is not None:
-            raise NotACheckpointError(f"{folder}: is {foreign.tool} ({match})", foreign.hint)
+    names = _names_in(folder)
+    for refusal in _matches(folder, names, _FOREIGN):
+        raise refusal
     if _MEGATRON_FILE in names and _is_megatron(folder):
         raise NotACheckpointError(
             f"{folder}: is a Megatron distributed checkpoint (metadata.json names its backend)",
             "Its layers are stacked and its attention is fused: use Megatron Bridge "
             "(AutoBridge.export_ckpt), or NeMo's export for a NeMo checkpoint.",
         )
+
+
+def other_weights(folder: Path) -> Iterator[NotACheckpointError]:
+    """Yield a refusal for each kind of weights in `folder` that is no distributed checkpoint."""
+    return _matches(folder, _names_in(folder), _OTHER_WEIGHTS)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise NotACheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+def _matches(
+    folder: Path, names: list[str], kinds: tuple[_Foreign, ...]
+) -> Iterator[NotACheckpointError]:
+    for kind in kinds:
+        match = next(filter(kind.pattern.fullmatch, names), None)
+        if match is not None:
+            yield NotACheckpointError(f"{folder}: is {kind.tool} ({match})", kind.hint)
 
 
 def _is_megatron(folder: Path) -> bool:

@@ -117,6 +117,15 @@ def name_weights(
     return _name_model(draft, options, truth, dtype)
 
 
+def holds_model(checkpoint: Checkpoint) -> bool:
+    """Return whether any tensor of the checkpoint may be a model's weight."""
+    try:
+        _choose(checkpoint, DEFAULT_NAMING)
+    except NoModelWeightsError:
+        return False
+    return True
+
+
 def _choose(checkpoint: Checkpoint, options: NamingOptions) -> _Draft:
     """The tensors that may be the model's, by key without the root; the others with the reason."""
     draft = _Draft({}, [], [], [])

@@ -25,6 +25,7 @@ class NamingOptions:
         include, exclude: regexes searched in checkpoint keys; with `include`, only keys that match
             one are the model's; keys that match one of `exclude` never are.
         rename: ``REGEX=>NEW`` rules, applied in order to each name after wrappers are stripped.
+        ema: take the EMA copy of the model, if the checkpoint holds one.
         experts: ``fused`` leaves stacked experts as stored, ``split`` gives each its own tensors.
         mode: ``lora`` publishes only the adapter, ``full`` only the model.
         base_model: a folder, or a repository in the local cache, whose names are the truth.
@@ -42,6 +43,7 @@ class NamingOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rename: tuple[str, ...] = ()
+    ema: bool = False
     experts: str = "auto"
     mode: str = "auto"
     base_model: str | None = None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hubmerge.checkpoint.locate import locate
+from hubmerge.checkpoint.locate import Located, locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
@@ -23,7 +23,7 @@ from hubmerge.hf_format.filenames import ADAPTER_CONFIG
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.loader_check import check_with_loader
 from hubmerge.names.lora import find_adapter_config
-from hubmerge.names.naming import ModelSpec, name_weights
+from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
 from hubmerge.names.weights import Naming
@@ -32,6 +32,12 @@ from hubmerge.system.gc_pause import gc_paused
 
 # An adapter's repository has the config of PEFT, not that of a model.
 _NOT_FOR_ADAPTERS = frozenset({CONFIG, "generation_config.json"})
+
+
+def _folders_of(located: Located) -> Iterator[str]:
+    """Say whose folders these look like: a hint for the user, and no proof for a card."""
+    if located.layout:
+        yield f"the folders are arranged as {located.layout} does it"
 
 
 class _Known(NamedTuple):
@@ -57,12 +63,12 @@ def prepare(
     Raises:
         HubmergeError: one of the tree in `hubmerge.errors`.
     """
-    located = locate(load_dir)
+    located = locate(load_dir, holds_model, ema=options.ema)
     checkpoint = read_checkpoint(located.folder)
+    if located.is_ema:
+        options = replace(options, ema=False)  # done: no copy inside the checkpoint is meant
     known = _what_is_known(checkpoint, assets_dir, options)
     naming = name_weights(checkpoint, options, known.truth, dtype)
-    if located.layout:
-        naming = replace(naming, layout=f"{located.layout}; {naming.layout}")
     naming.warnings[:0] = [*located.warnings, *known.warnings]
     plan = make_plan(
         checkpoint,
@@ -70,7 +76,7 @@ def prepare(
         dtype=dtype,
         shard_size=shard_size,
         allow_overflow=options.allow_overflow,
-        notes=located.notes,
+        notes=(*located.notes, *_folders_of(located)),
     )
     if plan.is_adapter:
         beside = _beside(located.folder.absolute(), load_dir.absolute())
