@@ -1,0 +1,105 @@
+"""SIGINT and SIGTERM while the command plans, converts and verifies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.faults.conversion import (
+    REPOSITORY,
+    SHARD_SIZE,
+    assert_honest,
+    assets,
+    command,
+    content,
+    convert,
+    push,
+    run,
+    source,
+    wanted,
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_it_soon_and_the_same_command_resumes(
+    number: int, code: int, word: str, tmp_path: Path
+) -> None:
+    """Ctrl-C and SIGTERM: within two seconds, one line, exit 130 or 143, then it resumes."""
+    out = tmp_path / "out"
+    arguments = [*push(source(), out, "--quiet"), "--model-assets-dir", assets()]
+    process = subprocess.Popen(command(*arguments, slow=True), stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not list(out.glob("*-00002-*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    sent = time.monotonic()
+    stdout, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == code
+    assert stdout == ""
+    # click ends the line of a terminal's ^C before it.
+    assert stderr.lstrip() == f"Error: {word}; the same command resumes where this run ended\n"
+    assert_honest(out)
+    assert (out / "model-00001-of-00003.safetensors").exists()
+    again = run(*push(source(), out), "--model-assets-dir", assets())
+    assert "reading the shards that a run which was cut off has finished (1)" in again.stderr
+    assert "model-00001-of-00003.safetensors is already there" in again.stderr
+    assert content(out) == wanted()
+
+
+def ended_soon(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
+    """Send the signal; what the process printed, which must end within two seconds."""
+    process.send_signal(number)
+    sent = time.monotonic()
+    stdout, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == 128 + number
+    return stdout, stderr.lstrip()  # click ends the line of a terminal's ^C before it
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_verification_soon(number: int, tmp_path: Path) -> None:
+    """In the middle of hashing."""
+    convert(tmp_path / "out")
+    words = ["verify", "--load-dir", source(), "--save-dir", tmp_path / "out", "--shard-size",
+             str(SHARD_SIZE), "--model-assets-dir", assets()]  # fmt: skip
+    process = subprocess.Popen(command(*words, slow=True), stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, cwd=REPOSITORY,
+                               env=os.environ | {"SLOW": "preadv"})  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("checking ")
+    stdout, stderr = ended_soon(process, number)
+    word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[signal.Signals(number)]
+    assert stdout == ""
+    assert stderr == f"Error: {word}; nothing was changed, and the same command can be run again\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_planning_soon(number: int, tmp_path: Path) -> None:
+    """While transformers is imported, to check the names."""
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "config.json").write_text('{"model_type": "llama"}')
+    words = [*push(source(), tmp_path / "out"), "--model-assets-dir", tmp_path / "assets"]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, cwd=REPOSITORY)  # fmt: skip
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.exists():
+        process.kill()
+        pytest.skip("only /proc tells how far a process is")
+    deadline = time.monotonic() + 30
+    while "libtorch_cpu" not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stdout, stderr = ended_soon(process, number)
+    assert stdout == ""
+    assert stderr.endswith("; the same command resumes where this run ended\n")
+    assert stderr.startswith("Error: ")
+    assert not (tmp_path / "out").exists()
