@@ -331,3 +331,19 @@ def same_elements(left: PlannedTensor, right: PlannedTensor, files: DataFiles) -
         if blocks[0][: slab.size_bytes] != blocks[1][: slab.size_bytes]:
             return False
     return True
+
+
+def is_all_zero(tensor: PlannedTensor, files: DataFiles) -> bool:
+    """Return whether a floating tensor holds nothing but zeros, of either sign.
+
+    It is read in blocks, up to the first value that is not zero.
+    """
+    reader = TensorReader(tensor, files, memoryview(bytearray(2 * BLOCK_BYTES)))
+    reader.check()
+    block = memoryview(bytearray(BLOCK_BYTES))
+    for slab in slabs(tensor):
+        reader.read(slab, block[: slab.size_bytes])
+        # The sign is the highest bit.
+        if (_elements(block[: slab.size_bytes], tensor.dtype.itemsize) << 1).any():
+            return False
+    return True

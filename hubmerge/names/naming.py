@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, NoModelWeightsError
 from hubmerge.hf_format.dtypes import BY_NAME
 from hubmerge.hf_format.filenames import ADAPTER_NAME
-from hubmerge.names import lora, torchtitan
+from hubmerge.names import left_out, lora, torchtitan
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.experts import to_hub_layout
 from hubmerge.names.layouts import find_root, is_not_model, is_under, top_key
+from hubmerge.names.left_out import AllZero
 from hubmerge.names.options import DEFAULT_NAMING, NamingOptions, matches_any, parse_rename
 from hubmerge.names.precision import Precision
 from hubmerge.names.prefixes import best_rule, default_prefix, unwrap
@@ -40,12 +41,14 @@ class ModelSpec:
         architecture: what transformers makes of it.
         reference: the base model.
         same: compares two stored tensors byte for byte.
+        is_all_zero: returns whether a stored tensor holds nothing but zeros.
     """
 
     config: Mapping[str, Any] | None = None
     architecture: Architecture | None = None
     reference: Reference | None = None
     same: SameElements | None = None
+    is_all_zero: AllZero | None = None
 
     def known_names(self) -> set[str]:
         """All names that a tensor of this model can have, in memory or on the Hub."""
@@ -59,12 +62,17 @@ class ModelSpec:
 
 @dataclass
 class _Draft:
-    """The decision as it grows: tensors by the name reached so far."""
+    """The decision as it grows: tensors by the name reached so far.
+
+    Attributes:
+        lost: tensors that are dropped although they may have been trained, and why.
+    """
 
     tensors: dict[str, StoredTensor]
     dropped: list[Dropped]
     why: list[str]
     warnings: list[str]
+    lost: list[tuple[StoredTensor, str]] = field(default_factory=list)
 
     def rename(self, names: Mapping[str, str | None], reason: str) -> None:
         """Give each tensor its new name; None drops it for `reason`."""
@@ -83,8 +91,11 @@ class _Draft:
                 renamed[new] = tensor
         self.tensors = renamed
 
-    def drop(self, tensor: StoredTensor, reason: str) -> None:
+    def drop(self, tensor: StoredTensor, reason: str, *, may_be_trained: bool = False) -> None:
+        """Leave a tensor out; one that may be trained is warned about unless it is all zero."""
         self.dropped.append(Dropped(tensor.key, reason, tensor.size_bytes))
+        if may_be_trained:
+            self.lost.append((tensor, reason))
 
 
 def name_weights(
@@ -219,7 +230,8 @@ def _name_model(draft: _Draft, options: NamingOptions, truth: ModelSpec, dtype: 
         boxes = family.parts(name_in_memory, weight.source, truth.config or {}) if family else None
         kept = precision.dtype(name, name_in_memory, weight.source)
         weights.append(replace(weight, boxes=boxes or weight.boxes, dtype=kept))
-    warnings = draft.warnings + layout.warnings
+    lost = left_out.warnings_for(draft.lost, truth.is_all_zero)
+    warnings = [*draft.warnings, *layout.warnings, *lost]
     files = None
     if truth.reference is not None:
         different = differences((w.name for w in weights), truth.reference.files)
@@ -282,15 +294,20 @@ def _rename_titan(draft: _Draft, config: Mapping[str, Any] | None) -> torchtitan
         return None
     label, family = torchtitan.family_of(config)
     names: dict[str, str | None] = {}
-    for name in draft.tensors:
+    for name in list(draft.tensors):
         new = family.name(name)
-        if new is None and not name.endswith(family.not_weights or "\0"):
+        if new is not None:
+            names[name] = new
+        elif name.endswith((*family.counters, *family.without_place)):
+            may_be_trained = name.endswith(family.without_place)
+            tensor = draft.tensors.pop(name)
+            draft.drop(tensor, "torchtitan's own state", may_be_trained=may_be_trained)
+        else:
             raise CheckpointError(
                 f"{name!r} is no name of torchtitan's {label}",
                 "Leave it out with --exclude if it is no weight.",
             )
-        names[name] = new
-    draft.rename(names, "torchtitan's own state")
+    draft.rename(names, "")
     draft.why.append(f"torchtitan's {label} names")
     return family
 

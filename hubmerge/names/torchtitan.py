@@ -80,14 +80,16 @@ class Family:
         model_types: `model_type` in the configs of what transformers calls it.
         names, layer_names: torchtitan's names and transformers', the latter inside ``layers.N.``.
         boxes: the parts of a tensor, by transformers' name inside the layer, where not the whole.
-        not_weights: names inside a layer of what is no weight.
+        counters: endings of names of what is counted, not trained.
+        without_place: endings of names of what may be trained, and transformers' model lacks.
     """
 
     model_types: tuple[str, ...]
     names: Mapping[str, str]
     layer_names: Mapping[str, str]
     boxes: Mapping[str, Callable[[StoredTensor, Config], Boxes]] = field(default_factory=dict)
-    not_weights: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
+    without_place: tuple[str, ...] = ()
 
     def name(self, titan_name: str) -> str | None:
         """transformers' name, or None where the family has no such name."""
@@ -123,7 +125,8 @@ FAMILIES: Mapping[str, Family] = {
             "moe.experts.w2": "mlp.experts.down_proj",
             "moe.router.gate.weight": "mlp.gate.weight",
         },
-        not_weights=("moe.expert_bias", "moe.tokens_per_expert"),
+        counters=("moe.tokens_per_expert",),
+        without_place=("moe.expert_bias",),
     ),
 }
 

@@ -16,7 +16,7 @@ from hubmerge.checkpoint.locate import Located, locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
-from hubmerge.conversion.slabs import same_elements
+from hubmerge.conversion.slabs import is_all_zero, same_elements
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import CONFIG, Assets, collect_assets, read_json
 from hubmerge.hf_format.filenames import ADAPTER_CONFIG
@@ -58,7 +58,8 @@ def prepare(
 ) -> tuple[Plan, Assets]:
     """Plan the conversion of whatever `load_dir` points at.
 
-    No tensor is read but those that the config ties, and they only to be compared.
+    No tensor is read but those that the config ties, to be compared, and what is left out although
+    it may be trained, up to its first value that is not zero.
 
     Raises:
         HubmergeError: one of the tree in `hubmerge.errors`.
@@ -112,10 +113,16 @@ def _what_is_known(
     def same(left: StoredTensor, right: StoredTensor) -> bool:
         return same_elements(plan_as_stored(left), plan_as_stored(right), files)
 
+    def all_zero(tensor: StoredTensor) -> bool:
+        try:
+            return is_all_zero(plan_as_stored(tensor), files)
+        except CheckpointError:
+            return False  # it is not part of the model, and need not be whole
+
     config_assets = _with_config(assets_dir, base_dir)
     architecture = _architecture(config_assets, options, warnings) if config_assets else None
     config = config_assets.config if config_assets else None
-    return _Known(ModelSpec(config, architecture, reference, same), warnings)
+    return _Known(ModelSpec(config, architecture, reference, same, all_zero), warnings)
 
 
 def _with_config(*folders: Path | None) -> Assets | None:

@@ -164,3 +164,22 @@ def test_flame_keeps_transformers_names(prefix: str, tmp_path: Path) -> None:
     assets = save_config(tmp_path / "assets", model)
     hubmerge.convert(tmp_path / "exp", tmp_path / "out", model_assets_dir=assets, dtype="auto")
     assert torch.equal(logits(load_whole(model, tmp_path / "out")), logits(model))
+
+
+def test_a_routing_bias_without_a_place_is_a_warning_unless_it_is_zero(tmp_path: Path) -> None:
+    """The published model routes as the trained one, or the run says that it does not."""
+    model = build("qwen3_moe")
+    save_config(tmp_path / "assets", model)
+    state = titan_state(model, NEW)
+    key = "layers.1.moe.expert_bias"
+
+    def warnings_of(name: str, bias: torch.Tensor) -> list[str]:
+        counts = {"layers.1.moe.tokens_per_expert": torch.tensor([3.0, 1, 0, 0])}
+        checkpoint = saved(tmp_path / name, state | counts | {key: bias})
+        plan, _ = hubmerge.plan(checkpoint, model_assets_dir=tmp_path / "assets")
+        return [warning for warning in plan.warnings if "moe" in warning]
+
+    assert warnings_of("zero", torch.tensor([0.0, -0.0, 0.0, 0.0])) == []
+    (warning,) = warnings_of("moved", torch.tensor([0.0, 0.0, 0.0, 1e-4]))
+    assert key in warning
+    assert "tokens_per_expert" not in warning
