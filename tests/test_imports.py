@@ -79,23 +79,19 @@ def test_each_room_has_its_floor() -> None:
     assert {module.split(".")[0] for module in modules()} == set().union(*FLOORS)
 
 
-def declared(*tables: str) -> set[str]:
-    """Return the names of the packages in these lists of pyproject.toml."""
-    text = PYPROJECT.read_text()
-    lists = [re.search(rf"^{table} = \[(.*?)^?\]", text, re.DOTALL | re.MULTILINE)
-             for table in tables]  # fmt: skip
-    return {
-        name.lower().replace("-", "_")
-        for found in lists
-        if found is not None
-        for name in re.findall(r'"([\w.-]+)', found[1])
-    }
+def declared() -> set[str]:
+    """Return the names of the packages that hubmerge requires, and of its extras for users."""
+    text = re.sub(r"^test = \[.*?^\]", "", PYPROJECT.read_text(), flags=re.DOTALL | re.MULTILINE)
+    tables = re.findall(r"^(?:dependencies|\w+) = \[(.*?)\]$",
+                        text.partition("\n[project]\n")[2].partition("\n[project.scripts]")[0],
+                        re.DOTALL | re.MULTILINE)  # fmt: skip
+    return set(re.findall(r'"([a-z_]+)>=', "".join(tables)))
 
 
 def test_each_package_that_is_imported_is_declared() -> None:
     """Nothing works only because another package, or the tests, happen to bring it."""
     module_of = {"pyyaml": "yaml"}
-    packages = declared("dependencies", "zstd")
+    packages = declared()
     known = {module_of.get(package, package) for package in packages} | {"hubmerge"}
     known |= {"typing_extensions"}  # for annotations alone: each type checker brings it
     taken = {name.split(".")[0] for tree in modules().values() for name in imports(tree)}
