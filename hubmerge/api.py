@@ -13,12 +13,13 @@ from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.hf_format.assets import Assets
 from hubmerge.names.naming import holds_model
 from hubmerge.names.options import DEFAULT_NAMING
-from hubmerge.planning.card import CARD, CardOptions, repository_named_in, small_files
+from hubmerge.planning.card import CARD, CardOptions, repository_named_in
 from hubmerge.planning.inspection import Inspection, inspect_checkpoint
-from hubmerge.planning.options import PlanOptions, check_options, record_options
+from hubmerge.planning.options import PlanOptions, check_options
 from hubmerge.planning.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
 from hubmerge.planning.prepare import prepare
 from hubmerge.planning.preview import Preview
+from hubmerge.planning.publication import Publication
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.decide import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.hub import Hub, quiet_hub
@@ -69,13 +70,13 @@ def preview(
     **options: Unpack[PlanOptions],
 ) -> Preview:
     """`plan`, and what a run with it would write and need; a warning where it would fail."""
-    planned, assets = plan(load_dir, **options)
-    warnings = [*planned.warnings, *assets.warnings]
+    publication = _publication(load_dir, repo_id, options)
+    planned, warnings = publication.plan, list(publication.warnings)
     try:
         open_data_files(planned)
     except HubmergeError as error:
         warnings.append(f"the run would fail: {error}")
-    small = small_files(planned, assets, _card_options(options), repo_id)
+    small = publication.small_files()
     sizes = {shard.filename: shard.size_bytes for shard in planned.shards}
     sizes |= {name: len(content) for name, content in small.items()}
     peak_disk_bytes = sum(sizes.values())
@@ -114,13 +115,9 @@ def convert(
         HubmergeError: one of the tree in `hubmerge.errors`. An incomplete file never has its final
             name, and a folder never has an index before it is complete.
     """
-    planned, assets = plan(load_dir, **options)
     return convert_plan(
-        planned,
-        assets,
+        _publication(load_dir, repo_id, options),
         Path(save_dir) if save_dir is not None else _default_save_dir(Path(load_dir)),
-        card=_card_options(options),
-        repo_id=repo_id,
         overwrite=overwrite,
         progress=progress,
         ranks=ranks,
@@ -165,7 +162,6 @@ def push(
         HubmergeError: one of the tree in `hubmerge.errors`; the branch is then as it was, and the
             same call resumes.
     """
-    planned, assets = plan(load_dir, **options)
     push_options = PushOptions(
         repo_id=repo_id,
         private=private,
@@ -178,10 +174,8 @@ def push(
         staging_dir=Path(staging_dir) if staging_dir is not None else None,
         max_disk=max_disk,
         clean=clean,
-        card=_card_options(options),
-        recorded=record_options(options, planned),
     )
-    return push_plan(planned, assets, push_options, progress, ranks)
+    return push_plan(_publication(load_dir, repo_id, options), push_options, progress, ranks)
 
 
 @only_our_errors()
@@ -216,11 +210,9 @@ def verify(
     if save_dir is not None:
         if not Path(save_dir).is_dir():
             raise UsageError(f"{save_dir}: no such folder", "Check --save-dir.")
-        planned, assets = plan(load_dir, **options)
         # The card names the repository that the folder was made for.
         named = repository_named_in(Path(save_dir) / CARD)
-        small = small_files(planned, assets, _card_options(options), named)
-        return verify_folder(planned, small, Path(save_dir), progress)
+        return verify_folder(_publication(load_dir, named, options), Path(save_dir), progress)
 
     def plan_with(recorded: PlanOptions) -> tuple[Plan, Assets]:
         return plan(load_dir, **recorded)
@@ -229,6 +221,11 @@ def verify(
         return verify_repository(
             Hub(str(repo_id), token), revision, options, plan_with, progress=progress
         )
+
+
+def _publication(load_dir: str | Path, repo_id: str | None, options: PlanOptions) -> Publication:
+    planned, assets = plan(load_dir, **options)
+    return Publication(planned, assets, _card_options(options), repo_id, options)
 
 
 def _default_save_dir(load_dir: Path) -> Path:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from hubmerge.planning.options import (
     recalled_options,
 )
 from hubmerge.planning.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
+from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import Hub, RemoteFile
 from hubmerge.publish.staging_branch import content_ids, newest_record
+from hubmerge.system.disk import sha256_of
 
 _ABSENT = "no such file"
 
@@ -99,15 +102,10 @@ class VerifyResult:
         return "\n".join(lines)
 
 
-def verify_folder(
-    plan: Plan, small: dict[str, bytes], folder: Path, progress: Progress
-) -> VerifyResult:
-    """Compare a folder with what the plan would write.
-
-    Args:
-        small: the content that each other file must have.
-    """
+def verify_folder(publication: Publication, folder: Path, progress: Progress) -> VerifyResult:
+    """Compare a folder with what would be written into it."""
     began = time.monotonic()
+    plan, small = publication.plan, publication.small_files()
     files = _open(plan, progress)
     differences = []
     for shard in plan.shards:
@@ -280,13 +278,8 @@ def _describe(sha256: str, size_bytes: int) -> str:
 
 
 def _describe_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    size_bytes = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            size_bytes += len(block)
-    return _describe(digest.hexdigest(), size_bytes)
+    with FileIO(path) as file:
+        return _describe(sha256_of(file), file.tell())
 
 
 def _first_difference(shard: PlannedShard, files: DataFiles, path: Path) -> str | None:

@@ -1,12 +1,12 @@
 """The folder that a conversion writes into: one run at a time, resumable, never half a model.
 
-A journal (`.hubmerge.journal`) names the plan and each finished shard. It is there exactly as long
+A journal (`.hubmerge.journal`) names the plan and each finished shard. It exists exactly as long
 as the folder is incomplete, and the run that works on it holds a lock on it. What is on disk when
 a run dies:
 
     1. the journal is created and locked         folder: as before, and an empty journal
     2. an older model is removed (``overwrite``): what a loader looks for first, then its shards;
-       only an older adapter where an adapter is written
+       only an older adapter if an adapter is written
     3. assets                                    folder: no weights: nothing can load it
     4. each shard, then its line in the journal  folder: no index: no loader takes it for a model
     5. the index                                 folder: complete, and the journal
@@ -15,17 +15,13 @@ a run dies:
 The next run with the same plan keeps the finished shards; one with another plan removes them.
 
 The folder may have come with a checkpoint, from anybody, and its journal too: no link in it is
-followed, and of a finished shard the journal is not believed but for what the file itself shows.
+followed, and nothing in the journal is believed about a shard that its file does not confirm.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
-import stat
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +29,8 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from hubmerge.conversion.shard_writer import PARTIAL_SUFFIX, WrittenShard, disk_errors, sync_folder
-from hubmerge.conversion.slabs import BLOCK_BYTES
-from hubmerge.errors import InsufficientSpaceError, UsageError
+from hubmerge.conversion.shard_writer import WrittenShard
+from hubmerge.errors import UsageError
 from hubmerge.hf_format.assets import CONFIG, TEMPLATES, is_asset
 from hubmerge.hf_format.filenames import (
     INDEX_NAME,
@@ -45,33 +40,42 @@ from hubmerge.hf_format.filenames import (
     is_weights,
 )
 from hubmerge.planning.plan import Plan
+from hubmerge.system.disk import (
+    PARTIAL_SUFFIX,
+    FolderLock,
+    atomic_file,
+    check_space,
+    disk_errors,
+    is_file_of_size,
+    open_regular,
+    sha256_of,
+    write_all,
+)
 
 JOURNAL = ".hubmerge.journal"
 
 # More than any journal has: a line for each shard.
 _MAX_JOURNAL_BYTES = 2**24
-_MAX_NOTED = 20_000
+_MAX_JOURNAL_LINES = 20_000
 
 # NFS shows a new file to another machine up to a minute late.
-_SEEN_WITHIN_SECONDS = 60.0
-_LOOK_EVERY_SECONDS = 0.2
-_HASHED_AT_A_TIME = 4
+_VISIBLE_WITHIN_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+_HASH_THREADS = 4
 
 
 class OutputFolder:
-    """A locked output folder, cleared of all that is not of this plan.
+    """An output folder; `open` locks it and clears it of everything that is not of this plan.
+
+    Attributes:
+        finished: complete shards by filename.
 
     Args:
         path: created if missing.
-        digest: names what is written, so that a later run knows whether finished shards are still
-            right.
+        digest: identifies what is written, so that a later run knows whether finished shards are
+            still right.
         small: the content of each file without weights but the index, by name.
-        overwrite: replace what is already there, be it a model or a file of another origin.
-        note: told of what may take a while.
-
-    Raises:
-        UsageError: the folder holds a model, or another run works in it.
-        InsufficientSpaceError: the disk has less room than is needed; nothing was changed.
+        overwrite: replace what already exists, be it a model or a file of another origin.
     """
 
     def __init__(
@@ -82,77 +86,107 @@ class OutputFolder:
         small: Mapping[str, bytes],
         *,
         overwrite: bool,
-        note: Callable[[str], None],
     ) -> None:
         self.path = path
+        self.finished: dict[str, WrittenShard] = {}
         self._digest, self._small, self._overwrite = digest, small, overwrite
         self._is_adapter = plan.is_adapter
         self._index = plan.index
         self._planned = {shard.filename: shard.size_bytes for shard in plan.shards}
-        self.finished: dict[str, WrittenShard] = {}
-        """Complete shards by filename."""
-        if not overwrite:
-            self._refuse_existing()
-        needed_bytes = sum(self._planned.values()) + sum(map(len, small.values()))
-        needed_bytes += len(plan.index or b"")
-        # What is there is either kept or removed before the first shard is written.
-        check_room(path, needed_bytes - sum(old.lstat().st_size for old in self._old_files()))
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = _open_journal(path / JOURNAL)
+        self._lock: FolderLock | None = None
+
+    def open(self, note: Callable[[str], None]) -> None:
+        """Lock the folder, take over finished shards, remove what is not of this plan.
+
+        Args:
+            note: told what may take a while.
+
+        Raises:
+            UsageError: the folder holds a model, or another run works in it.
+            InsufficientSpaceError: the disk has less space than is needed; nothing was changed.
+        """
+        self._check_replaceable()
+        self._check_space()
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.path / JOURNAL, "--save-dir")
         try:
-            self._lock()
-            if not overwrite:  # again: until it was locked, another run could work here
-                self._refuse_existing()
-            self._resume(note)
-            self._clear()
+            self._check_replaceable()  # again: until it was locked, another run could work here
+            self._take_over(note)
+            self._remove_old_files()
+            self._start_journal(self._lock.file)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.fstat(self._file.fileno()).st_nlink > 0  # not removed by who had it
-        except OSError:
-            is_ours = False
-        if not is_ours:
-            raise UsageError(
-                f"{self.path}: another run is writing into this folder",
-                "Wait for it, or use another --save-dir.",
-            )
+    def _check_replaceable(self) -> None:
+        """Raise UsageError if the folder holds what no incomplete run of ours left there.
 
-    def _resume(self, note: Callable[[str], None]) -> None:
-        """Take over the finished shards of a run with the same plan that was cut off."""
-        header, noted = _read_journal(self.path / JOURNAL)
+        That is a model, or (if there is no journal) another file with a name that is to be
+        written. A journal without its first line is of a run that was killed before it touched the
+        folder.
+        """
+        if self._overwrite:
+            return
+        header, journaled = _read_journal(self.path / JOURNAL)
+        planned = self._planned if header == self._header() else {}
+        decisive = {INDEX_NAME} if self._is_adapter else LOADER_ENTRY_POINTS
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            is_left = header and (
+                path.suffix == PARTIAL_SUFFIX
+                or path.name in journaled
+                or planned.get(path.name) == path.lstat().st_size  # not yet journaled
+                or (path.name == INDEX_NAME and _holds_content(path, self._index))
+            )
+            if (self._is_weights(path.name) or path.name in decisive) and not is_left:
+                raise UsageError(
+                    f"{self.path}: already holds a model ({path.name})",
+                    "Use --overwrite to replace it, or another --save-dir.",
+                )
+        if header:  # what an older plan of ours wrote is to be replaced
+            return
+        for name, content in self._small.items():
+            path = self.path / name
+            if os.path.lexists(path) and not _holds_content(path, content):
+                raise UsageError(
+                    f"{path}: already exists with different content",
+                    "Use --overwrite to replace it, or another --save-dir.",
+                )
+
+    def _check_space(self) -> None:
+        needed_bytes = sum(self._planned.values()) + sum(map(len, self._small.values()))
+        needed_bytes += len(self._index or b"")
+        # What exists is either kept or removed before the first shard is written.
+        old_bytes = sum(old.lstat().st_size for old in self._old_files())
+        check_space(self.path, needed_bytes - old_bytes, "--save-dir")
+
+    def _take_over(self, note: Callable[[str], None]) -> None:
+        """Keep the finished shards of an interrupted run with the same plan."""
+        header, journaled = _read_journal(self.path / JOURNAL)
         if header != self._header():
             return
-        planned = [s for s in noted.values() if self._planned.get(s.filename) == s.size]
+        planned = [s for s in journaled.values() if self._planned.get(s.filename) == s.size]
         if planned:
-            note(f"reading the shards that a run which was cut off has finished ({len(planned)})")
-        with ThreadPoolExecutor(_HASHED_AT_A_TIME, "hash") as pool:
+            note(f"checking shards left by an interrupted run ({len(planned)})")
+        with ThreadPoolExecutor(_HASH_THREADS, "hash") as pool:
             for shard, is_whole in zip(planned, pool.map(self._holds, planned), strict=True):
                 if is_whole:
                     self.finished[shard.filename] = shard
 
     def _holds(self, shard: WrittenShard) -> bool:
-        """Is the shard there, a regular file of that size and content?"""
-        digest = hashlib.sha256()
+        """Return whether the shard exists, as a regular file of that size and content."""
         try:
-            with _open_regular(self.path / shard.filename) as file:
-                if os.fstat(file.fileno()).st_size != shard.size:
-                    return False
-                while block := file.read(BLOCK_BYTES):
-                    digest.update(block)
+            with open_regular(self.path / shard.filename) as file:
+                is_of_size = os.fstat(file.fileno()).st_size == shard.size
+                return is_of_size and sha256_of(file) == shard.sha256
         except OSError:  # it will be written again
             return False
-        return digest.hexdigest() == shard.sha256
 
     def _header(self) -> bytes:
         return json.dumps({"plan": self._digest}).encode()
 
     def _old_files(self) -> list[Path]:
-        """What stands in this plan's way, in the order to remove it: all but `finished`."""
+        """Return what is in this plan's way, in the order to remove it: all but `finished`."""
         if not self.path.is_dir():
             return []
         names = [entry.name for entry in self.path.iterdir()]
@@ -173,52 +207,21 @@ class OutputFolder:
         ]
 
     def _is_weights(self, name: str) -> bool:
-        """Is it a shard, complete or partial?"""
+        """Return whether it is a shard's name, complete or partial."""
         final = name.removesuffix(PARTIAL_SUFFIX)
         return final in self._planned or is_weights(final) or is_pickled_weights(final)
 
-    def _clear(self) -> None:
-        """Remove what is not of this plan."""
+    def _remove_old_files(self) -> None:
         for path in self._old_files():
             with disk_errors(path):
                 path.unlink()
+
+    def _start_journal(self, journal: FileIO) -> None:
+        lines = [self._header(), *map(_journal_line, self.finished.values())]
         with disk_errors(self.path):
-            self._file.truncate(0)
-            lines = [self._header(), *map(_journal_line, self.finished.values())]
-            self._file.write(b"".join(line + b"\n" for line in lines))
-            os.fsync(self._file.fileno())
-
-    def _refuse_existing(self) -> None:
-        """Raises UsageError where the folder holds what no incomplete run of ours left there.
-
-        That is a model, or (where there is no journal) another file of a name that is to be
-        written. A journal without its first line is of a run that was killed before it touched the
-        folder.
-        """
-        header, noted = _read_journal(self.path / JOURNAL)
-        planned = self._planned if header == self._header() else {}
-        decisive = {INDEX_NAME} if self._is_adapter else LOADER_ENTRY_POINTS
-        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
-            is_left = header and (
-                path.suffix == PARTIAL_SUFFIX
-                or path.name in noted
-                or planned.get(path.name) == path.lstat().st_size  # not yet noted
-                or (path.name == INDEX_NAME and _holds_content(path, self._index))
-            )
-            if (self._is_weights(path.name) or path.name in decisive) and not is_left:
-                raise UsageError(
-                    f"{self.path}: already holds a model ({path.name})",
-                    "Use --overwrite to replace it, or another --save-dir.",
-                )
-        if header:  # what an older plan of ours wrote is to be replaced
-            return
-        for name, content in self._small.items():
-            path = self.path / name
-            if os.path.lexists(path) and not _holds_content(path, content):
-                raise UsageError(
-                    f"{path}: is there already, and is not what would be written",
-                    "Use --overwrite to replace it, or another --save-dir.",
-                )
+            journal.truncate(0)
+            write_all(journal, b"".join(line + b"\n" for line in lines))
+            os.fsync(journal.fileno())
 
     def write_small(self) -> None:
         """Write the files without weights, all but the index."""
@@ -226,91 +229,62 @@ class OutputFolder:
             self.write(name, content)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file so that its name appears only when it is complete."""
+        """Write a small file; its name appears only when it is complete."""
         path = self.path / name
-        unfinished = path.with_name(path.name + PARTIAL_SUFFIX)
         if path.parent != self.path and path.parent.is_symlink():
             raise UsageError(f"{path.parent}: is a link", "Remove it, or use another --save-dir.")
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.unlink(missing_ok=True)  # a link there would be followed
-            try:
-                with open(unfinished, "xb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                unfinished.replace(path)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-            sync_folder(path.parent)
+        with atomic_file(path) as file:
+            write_all(file, content)
 
     def check_shards(self) -> None:
-        """Prove that the other ranks have written their shards into this very folder.
+        """Check that the other ranks have written their shards into this very folder.
 
         Raises:
-            UsageError: one is not there.
+            UsageError: one does not exist.
         """
         for name, size in self._planned.items():
-            if not _appears(partial(_is_shard, self.path / name, size)):
+            if not _becomes_visible(partial(is_file_of_size, self.path / name, size)):
                 raise _not_shared(self.path, name)
 
     def complete(self) -> None:
-        """Everything is in place: the journal goes."""
+        """Remove the journal: everything is in place."""
         with disk_errors(self.path):
             (self.path / JOURNAL).unlink()
-        self._file.close()
+        self.close()
 
     def close(self) -> None:
-        """Let go of the folder, complete or not."""
-        self._file.close()
-
-
-def _open_journal(path: Path) -> FileIO:
-    """Open for reading and appending, and never what a link points at: it will be truncated."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with disk_errors(path):
-        file = FileIO(os.open(path, flags, 0o666), "a+b")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise UsageError(f"{path}: is no regular file", "Remove it, or use another --save-dir.")
-    return file
+        """Unlock the folder, complete or not."""
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _read_journal(path: Path) -> tuple[bytes, dict[str, WrittenShard]]:
-    """The journal's first line, and the shards that it notes; empty where there is none."""
+    """Return the journal's first line and the shards that it lists; empty if there is none."""
     try:
-        with _open_regular(path) as file:
-            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n", _MAX_NOTED)
+        with open_regular(path) as file:
+            header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n", _MAX_JOURNAL_LINES)
     except OSError:
         return b"", {}
     if not lines:  # it was cut off by a crash, as the last line may be
         return b"", {}
-    noted = filter(None, map(_noted_shard, lines[:-1]))
-    return header, {shard.filename: shard for shard in noted}
-
-
-def _open_regular(path: Path) -> FileIO:
-    """Open for reading what is no link, no pipe and no folder; raises OSError."""
-    file = FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(f"{path}: no regular file")
-    return file
+    journaled = filter(None, map(_journaled_shard, lines[:-1]))
+    return header, {shard.filename: shard for shard in journaled}
 
 
 def _holds_content(path: Path, content: bytes | None) -> bool:
-    """Is it a regular file of this content?"""
+    """Return whether it is a regular file of this content."""
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             return content is not None and size == len(content) and file.read(size) == content
     except OSError:
         return False
 
 
-def _noted_shard(line: bytes) -> WrittenShard | None:
-    """A line of the journal; None where a crash or an editor has spoiled it."""
+def _journaled_shard(line: bytes) -> WrittenShard | None:
+    """Parse a line of the journal; return None if a crash or an editor has damaged it."""
     try:
         shard = WrittenShard(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
@@ -324,58 +298,30 @@ def _journal_line(shard: WrittenShard) -> bytes:
 
 
 def check_shared(path: Path) -> None:
-    """Raises UsageError where `path` is not the folder that rank 0 has opened."""
-    if not _appears((path / JOURNAL).exists):
+    """Raise UsageError if `path` is not the folder that rank 0 has opened."""
+    if not _becomes_visible((path / JOURNAL).exists):
         raise _not_shared(path, JOURNAL)
 
 
 def journal_shard(path: Path, shard: WrittenShard) -> None:
-    """Note in the journal of the folder `path` that a shard is complete; any rank may."""
+    """Record in the journal of the folder `path` that a shard is complete; any rank may."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with disk_errors(path / JOURNAL), FileIO(os.open(path / JOURNAL, flags), "ab") as file:
-        file.write(_journal_line(shard) + b"\n")
+        file.write(_journal_line(shard) + b"\n")  # in one piece: other ranks append too
         os.fsync(file.fileno())
 
 
 def _not_shared(path: Path, name: str) -> UsageError:
     return UsageError(
-        f"{path}: not one folder for all ranks: {name} is not there",
-        "Use a --save-dir that all machines see, on a disk that they share.",
+        f"{path}: not the same folder on all ranks: {name} is missing",
+        "Use a --save-dir on a disk that all machines share.",
     )
 
 
-def _appears(is_there: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
-    while not is_there():
+def _becomes_visible(is_visible: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _VISIBLE_WITHIN_SECONDS
+    while not is_visible():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_LOOK_EVERY_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return True
-
-
-def _is_shard(path: Path, size: int) -> bool:
-    try:
-        return _is_regular(path.lstat(), size)
-    except OSError:
-        return False
-
-
-def _is_regular(status: os.stat_result, size: int) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_size == size
-
-
-def check_room(folder: Path, needed_bytes: int, option: str = "--save-dir") -> None:
-    """Raise InsufficientSpaceError if the disk of `folder`, which need not exist, has less.
-
-    Args:
-        option: what moves the folder to another disk.
-    """
-    while not folder.exists():
-        folder = folder.parent
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        raise InsufficientSpaceError(
-            f"{folder}: not enough disk: {needed_bytes:,} bytes are needed, "
-            f"{free_bytes:,} are free",
-            f"Free some room, or use {option} on another disk.",
-        )

@@ -1,4 +1,4 @@
-"""Carry out a plan: a checkpoint becomes a folder that `from_pretrained` loads."""
+"""Carry out a plan: convert a checkpoint into a folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from hubmerge.conversion.output_folder import OutputFolder, check_shared, journa
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.errors import UsageError
-from hubmerge.hf_format.assets import Assets
 from hubmerge.hf_format.filenames import INDEX_NAME
-from hubmerge.planning.card import CardOptions, small_files
 from hubmerge.planning.fingerprint import fingerprint
-from hubmerge.planning.plan import Plan
+from hubmerge.planning.plan import Plan, share_of
+from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
 from hubmerge.system.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What a conversion made; sizes in bytes, dropped keys with the reason."""
+    """What a conversion wrote; sizes in bytes, dropped keys with the reason."""
 
     save_dir: Path
     shards: tuple[WrittenShard, ...]
@@ -46,42 +45,37 @@ class ConvertResult:
 
 
 def convert_plan(
-    plan: Plan,
-    assets: Assets,
+    publication: Publication,
     save_dir: Path,
     *,
-    card: CardOptions,
-    repo_id: str | None,
     overwrite: bool,
     progress: Progress,
     ranks: Ranks,
 ) -> ConvertResult:
-    """Write the planned files, the assets and the card into `save_dir`.
-
-    Args:
-        repo_id: where it will be published; the card says so.
+    """Write the shards and all small files into `save_dir`.
 
     Raises:
         UsageError: the folder already holds a model and `overwrite` is false, or it is the
-            checkpoint's own, or not the same one for all ranks.
-        InsufficientSpaceError: the disk has less room than is needed; found before the first write.
+            checkpoint's own, or not the same folder on all ranks.
+        InsufficientSpaceError: the disk has less space than is needed; found before the first
+            write.
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
     began = time.monotonic()
-    _refuse_own_folder(save_dir, plan)
+    plan = publication.plan
+    _check_not_checkpoint(save_dir, plan)
     for note in plan.notes:
         progress.note(note)
     files = open_data_files(plan)
     with ExitStack() as until_done:
         folder = index = None
         if ranks.rank == 0:
-            small = small_files(plan, assets, card, repo_id)
+            small = publication.small_files()
             index = small.pop(INDEX_NAME, None)
             digest = fingerprint(plan, files)
-            folder = OutputFolder(
-                save_dir, plan, digest, small, overwrite=overwrite, note=progress.note
-            )
+            folder = OutputFolder(save_dir, plan, digest, small, overwrite=overwrite)
             until_done.callback(folder.close)
+            folder.open(progress.note)
             folder.write_small()
         finished = ranks.all_gather(dict(folder.finished) if folder else {})[0]
         if folder is None:
@@ -103,15 +97,15 @@ def convert_plan(
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         dropped=tuple(dropped._asdict() for dropped in plan.dropped),
-        warnings=plan.warnings + assets.warnings,
+        warnings=publication.warnings,
         seconds=round(time.monotonic() - began, 3),
     )
 
 
-def _refuse_own_folder(save_dir: Path, plan: Plan) -> None:
+def _check_not_checkpoint(save_dir: Path, plan: Plan) -> None:
     if save_dir.resolve() == plan.checkpoint.folder.resolve():
         raise UsageError(
-            f"{save_dir}: is the checkpoint's own folder, which is never changed",
+            f"{save_dir}: is the checkpoint itself, which is never modified",
             "Use another --save-dir; the default is hf_ckpt inside it.",
         )
 
@@ -125,11 +119,12 @@ def _write_shards(
     progress: Progress,
     ranks: Ranks,
 ) -> dict[str, WrittenShard]:
-    """Write this rank's part of the shards that are not finished."""
-    todo = ranks.share([shard for shard in plan.shards if shard.filename not in finished])
+    """Write this rank's share of the unfinished shards."""
+    unfinished = [shard for shard in plan.shards if shard.filename not in finished]
+    todo = share_of(unfinished, ranks.rank, ranks.count)
     progress.start(sum(shard.size_bytes for shard in todo), len(todo))
     for name in finished:
-        progress.note(f"{name} is already there, from a run that was cut off")
+        progress.note(f"{name} was finished by an interrupted run")
 
     def on_bytes(size_bytes: int) -> None:
         ranks.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -288,3 +288,15 @@ def _by_file(
 
 def _shard(name: str, tensors: list[PlannedTensor]) -> PlannedShard:
     return PlannedShard(name, tuple(sorted(tensors, key=lambda t: file_order(t.name, t.dtype))))
+
+
+def share_of(shards: Sequence[PlannedShard], rank: int, count: int) -> list[PlannedShard]:
+    """Return one rank's share of the shards, balanced by bytes, in the given order."""
+    loads = [0] * count
+    mine = set()
+    for shard in sorted(shards, key=lambda s: s.size_bytes, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += shard.size_bytes
+        if least == rank:
+            mine.add(shard.filename)
+    return [shard for shard in shards if shard.filename in mine]

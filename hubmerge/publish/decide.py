@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import UsageError
 from hubmerge.formatting import format_list
-from hubmerge.hf_format.assets import Assets
 from hubmerge.hf_format.filenames import is_pickled_weights
-from hubmerge.planning.card import CARD, CardOptions, is_ours, small_files
-from hubmerge.planning.plan import Plan
+from hubmerge.planning.card import CARD
+from hubmerge.planning.options import record_options
+from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
 from hubmerge.publish.hub import Hub, Refs
 from hubmerge.publish.secrets import refuse_secrets
@@ -51,7 +51,6 @@ class PushOptions:
         clean: remove all other staging branches. A branch does not say whether its run was cut
             off or goes on: what a push to this repository that runs now has staged goes too, and
             that push fails.
-        recorded: what the commit records, so that `verify` can make the same plan again.
     """
 
     repo_id: str
@@ -65,8 +64,6 @@ class PushOptions:
     staging_dir: Path | None = None
     max_disk: int | None = None
     clean: bool = False
-    card: CardOptions = field(default_factory=CardOptions)
-    recorded: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +82,9 @@ class Prepared:
 class Job:
     """One push to one branch."""
 
-    def __init__(self, plan: Plan, assets: Assets, options: PushOptions, fingerprint: str) -> None:
-        self._plan, self._assets, self._options = plan, assets, options
+    def __init__(self, publication: Publication, options: PushOptions, fingerprint: str) -> None:
+        self._publication, self._plan = publication, publication.plan
+        self._options = options
         self.hub = Hub(options.repo_id, options.token)
         self.staging = Staging(self.hub, fingerprint)
 
@@ -128,8 +126,7 @@ class Job:
     def _texts(self) -> dict[str, bytes]:
         """All that people wrote and that will be public."""
         options = self._options
-        texts = {asset.name: asset.read() for asset in self._assets.files}
-        texts["the card"] = (options.card.text or "").encode()
+        texts = self._publication.texts()
         texts["--commit-message"] = (options.commit_message or "").encode()
         texts["--commit-description"] = (options.commit_description or "").encode()
         return texts
@@ -161,12 +158,10 @@ class Job:
         return refs.branches.get(revision)
 
     def _small_files(self, base: str | None) -> dict[str, bytes]:
-        card = self._options.card
-        if card.text is None and base is not None and CARD in self.hub.files(base):
-            text = self.hub.read_text(CARD, base)
-            if not is_ours(text):
-                card = CardOptions(card.base_model, card.license, text)
-        return small_files(self._plan, self._assets, card, self._options.repo_id)
+        readme = None
+        if self._publication.card.text is None and base is not None:
+            readme = self.hub.read_text(CARD, base) if CARD in self.hub.files(base) else None
+        return self._publication.small_files(readme)
 
     def _refuse_taken_tag(self, refs: Refs, done: Prepared | None) -> None:
         taken = refs.tags.get(self._options.tag or "")
@@ -268,7 +263,8 @@ class Job:
     def _recorded(self) -> dict[str, Any]:
         """What `verify` needs to know of this push."""
         files = {name: content_ids(content) for name, content in self._small.items()}
-        return {**(self._options.recorded or {}), "files": files}
+        recorded = record_options(self._publication.options, self._plan)
+        return {**recorded, "files": files}
 
 
 def _check_options(options: PushOptions) -> None:

@@ -10,15 +10,15 @@ from functools import partial
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.conversion.slabs import open_data_files
-from hubmerge.hf_format.assets import Assets
 from hubmerge.planning.fingerprint import fingerprint
-from hubmerge.planning.plan import Plan
+from hubmerge.planning.plan import Plan, share_of
+from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
 from hubmerge.publish.decide import Job, Prepared, PushOptions
 from hubmerge.publish.hub import quiet_hub
 from hubmerge.publish.pipeline import Pipeline
 from hubmerge.publish.staging_folder import (
-    refuse_in_checkpoint,
+    check_outside_checkpoint,
     remove_leftovers,
     staging_cap,
     staging_folder,
@@ -72,7 +72,7 @@ class _Share:
 
 @quiet_hub()
 def push_plan(
-    plan: Plan, assets: Assets, options: PushOptions, progress: Progress, ranks: Ranks
+    publication: Publication, options: PushOptions, progress: Progress, ranks: Ranks
 ) -> PushResult:
     """Publish the planned model.
 
@@ -83,19 +83,19 @@ def push_plan(
             resumes.
     """
     began = time.monotonic()
+    plan = publication.plan
     for note in plan.notes:
         progress.note(note)
     files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
-    refuse_in_checkpoint(options.staging_dir, plan)
-    job = Job(plan, assets, options, fingerprint(plan, files))
+    check_outside_checkpoint(options.staging_dir, plan)
+    job = Job(publication, options, fingerprint(plan, files))
     if options.staging_dir is None:
         remove_leftovers(job.staging.fingerprint, ranks)
     needed_bytes = min(cap_bytes, sum(shard.size_bytes for shard in plan.shards))
     check_disk = partial(staging_root, options.staging_dir, needed_bytes, job.staging.fingerprint)
     # Only rank 0 creates anything; the others then find it.
-    prepared = ranks.all_gather(job.prepare(progress, check_disk) if ranks.rank == 0 else None)[0]
-    assert prepared is not None
+    prepared = ranks.on_rank_zero(lambda: job.prepare(progress, check_disk))
     shares = ranks.all_gather(
         _upload_share(
             plan=plan,
@@ -112,10 +112,7 @@ def push_plan(
     for share in shares:
         shards |= share.shards
     ordered = {shard.filename: shards[shard.filename] for shard in plan.shards}
-    published = ranks.all_gather(
-        job.publish(ordered, prepared.published) if ranks.rank == 0 else None
-    )[0]
-    assert published is not None
+    published = ranks.on_rank_zero(lambda: job.publish(ordered, prepared.published))
     return PushResult(
         url=published.url,
         commit=published.commit,
@@ -127,7 +124,7 @@ def push_plan(
         peak_staging_bytes=sum(share.peak_bytes for share in shares),
         seconds=round(time.monotonic() - began, 3),
         changed=published.changed,
-        warnings=plan.warnings + assets.warnings,
+        warnings=publication.warnings,
     )
 
 
@@ -143,7 +140,8 @@ def _upload_share(
     cap_bytes: int,
 ) -> _Share:
     """Bring this process's part of the missing shards to the staging branch."""
-    todo = ranks.share([shard for shard in plan.shards if shard.filename not in prepared.held])
+    missing = [shard for shard in plan.shards if shard.filename not in prepared.held]
+    todo = share_of(missing, ranks.rank, ranks.count)
     total_bytes = sum(shard.size_bytes for shard in todo)
     progress.start(total_bytes, len(todo))
     # Entered also where nothing is left to do: what a run that was killed left there goes.

@@ -1,42 +1,39 @@
-"""The local folder in which finished shards stand until they are uploaded.
+"""The local folder that holds finished shards until they are uploaded.
 
-All that hubmerge writes there is in a subfolder of its own, so that a folder which holds other
-things loses none of them. One run at a time uses it. What a run that dies leaves in it:
+Everything that hubmerge writes there is in a subfolder of its own, so that a folder which holds
+other files loses none of them. One run at a time uses it. What a run that dies leaves in it:
 
     1. the lock and the empty subfolder               nothing of the model
     2. NAME.partial, growing, then NAME               a shard that the Hub does not have
-    3. NAME, while it is uploaded and committed       a shard that the Hub may have, or not
-    4. NAME is deleted, after the Hub's listing       no shard: the staging branch holds it
-       showed it (or, of many, after its upload:      (or the Hub holds its content, which the
-       then one that the Hub lacks is made again)     next run finds out, or uploads again)
+    3. NAME, while it is uploaded and committed       a shard that the Hub may or may not have
+    4. NAME is deleted once the Hub lists it (if      no shard: the staging branch holds it
+       several share a commit, once it is uploaded:   (or the Hub holds its content, which the
+       one that is lost then is converted again)      next run finds out, or uploads again)
     5. subfolder and lock are removed                 nothing
 
-The next run never trusts what it finds there: it empties the subfolder, asks the staging branch
-what the Hub holds, and converts the rest again, to the same bytes.
+The next run never trusts what it finds there: it empties the subfolder, asks the Hub what the
+staging branch holds, and converts the rest again, to the same bytes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from hubmerge.conversion.output_folder import check_room
-from hubmerge.conversion.shard_writer import disk_errors
 from hubmerge.errors import HubmergeError, InsufficientSpaceError, UnsafeInputError, UsageError
 from hubmerge.planning.plan import Plan
+from hubmerge.system.disk import FolderLock, check_space, disk_errors
 from hubmerge.system.ranks import Ranks
 
 _STAGED, _LOCK = "hubmerge-staged", ".hubmerge.lock"
 
 
 def staging_cap(plan: Plan, max_disk: int | None, ranks: Ranks) -> int:
-    """Bytes that this process may stage at a time: its part of what its machine may.
+    """Return the bytes that this process may stage at a time: its share of its machine's.
 
     Raises:
         UsageError: that is less than one shard.
@@ -54,20 +51,21 @@ def staging_cap(plan: Plan, max_disk: int | None, ranks: Ranks) -> int:
     return cap_bytes
 
 
-def refuse_in_checkpoint(chosen: Path | None, plan: Plan) -> None:
-    """Raises UsageError where shards would be staged inside the checkpoint."""
+def check_outside_checkpoint(chosen: Path | None, plan: Plan) -> None:
+    """Raise UsageError if shards would be staged inside the checkpoint."""
     if chosen is not None and chosen.resolve().is_relative_to(plan.checkpoint.folder.resolve()):
         raise UsageError(
-            f"{chosen}: is in the checkpoint, which is never changed", "Use another --staging-dir."
+            f"{chosen}: lies in the checkpoint, which is never modified",
+            "Use another --staging-dir.",
         )
 
 
 def staging_root(chosen: Path | None, needed_bytes: int, fingerprint: str) -> Path:
-    """Where to stage; errors as of `staging_folder`. Nothing is created."""
+    """Return where to stage; raise as `staging_folder` does. Nothing is created."""
     root = chosen or _temporary_root(needed_bytes, fingerprint)
     if root.exists() and not root.is_dir():
-        raise UsageError(f"{root}: is no folder", "Use another --staging-dir.")
-    check_room(root, needed_bytes, "--staging-dir")
+        raise UsageError(f"{root}: not a directory", "Use another --staging-dir.")
+    check_space(root, needed_bytes, "--staging-dir")
     return root
 
 
@@ -75,14 +73,14 @@ def staging_root(chosen: Path | None, needed_bytes: int, fingerprint: str) -> Pa
 def staging_folder(
     chosen: Path | None, needed_bytes: int, fingerprint: str, rank: int
 ) -> Iterator[Path]:
-    """An empty folder with so much room, locked, and gone afterwards.
+    """Yield an empty, locked folder on a disk with enough space; remove it afterwards.
 
     Args:
-        chosen: what the user says; None for a temporary folder on a disk with room.
+        chosen: the user's choice; None for a temporary folder on a disk with enough space.
 
     Raises:
-        InsufficientSpaceError: no disk has that room.
-        UsageError: it is no folder, or another run uses it.
+        InsufficientSpaceError: no disk has that much space.
+        UsageError: it is not a directory, or another run uses it.
     """
     root = staging_root(chosen, needed_bytes, fingerprint)
     with disk_errors(root):
@@ -91,7 +89,7 @@ def staging_folder(
         _check_owner(root)
     folder = root / f"{_STAGED}-{rank}"
     lock_path = root / f"{_LOCK}-{rank}"
-    with _lock(lock_path, root):
+    with FolderLock(lock_path, "--staging-dir"):
         try:
             with disk_errors(folder):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -105,33 +103,14 @@ def staging_folder(
                     root.rmdir()
 
 
-@contextmanager
-def _lock(path: Path, root: Path) -> Iterator[None]:
-    with disk_errors(path):
-        file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - held, as a lock
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run that had it may have removed it between our opening and our locking it.
-            is_current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except OSError:
-            is_current = False
-        if not is_current:
-            raise UsageError(
-                f"{root}: another run stages its shards here",
-                "Wait for it, or use another --staging-dir.",
-            )
-        yield
-
-
 def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
-    """A folder for temporary files on a disk with room.
+    """Return a folder for temporary files on a disk with enough space.
 
-    Its name is the same for a rerun, each of whose processes removes what the process of its rank
-    left there if it was killed.
+    A rerun gets the same name: each of its processes removes what the killed process of its rank
+    left there.
     """
     free_bytes: dict[Path, int] = {}
-    for place in _places():
+    for place in _temporary_places():
         with suppress(OSError):
             free_bytes[place] = shutil.disk_usage(place).free
             if free_bytes[place] >= needed_bytes:
@@ -139,7 +118,8 @@ def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
     found = ", ".join(f"{place}: {free:,}" for place, free in free_bytes.items())
     raise InsufficientSpaceError(
         f"no disk has the {needed_bytes:,} bytes free that staging needs ({found})",
-        "Use --staging-dir on a disk with room, a smaller --shard-size, or a lower --max-disk.",
+        "Use --staging-dir on a disk with more space, a smaller --shard-size, or a lower "
+        "--max-disk.",
     )
 
 
@@ -147,12 +127,11 @@ def _root_name(fingerprint: str) -> str:
     return f"hubmerge-{os.getuid()}-{fingerprint[:16]}"
 
 
-def _places() -> Iterator[Path]:
-    """The folders for temporary files, the best first."""
+def _temporary_places() -> Iterator[Path]:
+    """Yield the folders to consider for temporary files, the best first."""
     finders: list[Callable[[], Path]] = [lambda: Path(tempfile.gettempdir()), Path.cwd, Path.home]
     for find in finders:
-        # A folder that was removed, and the home of a user whom the machine does not know, cannot
-        # be told: Python raises.
+        # Python raises if the working folder was removed, or if the user has no home.
         with suppress(OSError, RuntimeError):
             place = find()
             if place.is_dir():
@@ -160,13 +139,13 @@ def _places() -> Iterator[Path]:
 
 
 def remove_leftovers(fingerprint: str, ranks: Ranks) -> None:
-    """Remove what runs that were killed left in temporary folders: of other models, of more ranks.
+    """Remove what killed runs left in temporary folders: of other models, of more ranks.
 
-    One process of each machine does it. Of a run that goes on, the lock tells.
+    One process on each machine does it. A run that is still going holds its lock.
     """
     if ranks.rank % ranks.local_count:
         return
-    for root in (found for place in _places() for found in place.glob(_root_name("*"))):
+    for root in (found for place in _temporary_places() for found in place.glob(_root_name("*"))):
         with suppress(OSError):
             if root.is_symlink() or root.stat().st_uid != os.getuid():
                 continue
@@ -174,13 +153,13 @@ def remove_leftovers(fingerprint: str, ranks: Ranks) -> None:
                 number = lock.name.removeprefix(f"{_LOCK}-")
                 is_ours = root.name == _root_name(fingerprint) and number.isdecimal()
                 if not (is_ours and int(number) < ranks.count):
-                    with suppress(HubmergeError), _lock(lock, root):
+                    with suppress(HubmergeError), FolderLock(lock, "--staging-dir"):
                         shutil.rmtree(root / f"{_STAGED}-{number}", ignore_errors=True)
                         lock.unlink(missing_ok=True)
             root.rmdir()
 
 
 def _check_owner(root: Path) -> None:
-    """Raises UnsafeInputError where somebody else put something there under our name."""
+    """Raise UnsafeInputError if somebody else has put something there under our name."""
     if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise UnsafeInputError(f"{root} belongs to another user", "Use --staging-dir.")
+        raise UnsafeInputError(f"{root}: belongs to another user", "Use --staging-dir.")

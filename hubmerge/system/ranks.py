@@ -1,8 +1,8 @@
-"""Several processes on one job, started by torchrun; one process alone is the same with one rank.
+"""The ranks of one job, started by torchrun; a single process is a job with one rank.
 
 ``torchrun --nnodes N --nproc-per-node M -m hubmerge …``: torchrun's own key-value store carries
-plans, results and errors. Nobody ever waits for a rank without looking whether one has failed, so
-that an error in one ends all, with its message and its exit code.
+results and errors. No rank waits for another without checking whether one has failed, so that an
+error in one ends all, with its message and its exit code.
 """
 
 from __future__ import annotations
@@ -12,61 +12,52 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from hubmerge import errors
 from hubmerge.errors import HubmergeError, RetriesExhaustedError, UsageError
-
-if TYPE_CHECKING:
-    from hubmerge.planning.plan import PlannedShard
 
 T = TypeVar("T")
 
 _FAILED, _REPORTED = "failed", "reported"
 _LOOK_EVERY_SECONDS = 0.5
 
-# Nodes that are slow to import from a shared disk are waited for.
+# Long enough for nodes that import from a slow shared disk.
 _START_WITHIN = timedelta(minutes=3)
 
-# How long a failed rank stays, so that torchrun does not end rank 0 before it has said why.
+# How long a failed rank stays alive: when it exits, torchrun ends rank 0, which has to say why.
 _REPORT_WITHIN_SECONDS = 15.0
 
 
 class Ranks:
-    """The processes of this job, as one of them sees them; this class is one process alone."""
+    """The ranks of this job, as one of them sees them; this base class is a single process."""
 
     rank = 0
     count = 1
     local_count = 1
     """Processes on this machine."""
 
-    def share(self, shards: Sequence[PlannedShard]) -> list[PlannedShard]:
-        """This rank's part of the shards, balanced by bytes, in the given order."""
-        loads = [0] * self.count
-        mine = set()
-        for shard in sorted(shards, key=lambda s: s.size_bytes, reverse=True):
-            rank = loads.index(min(loads))
-            loads[rank] += shard.size_bytes
-            if rank == self.rank:
-                mine.add(shard.filename)
-        return [shard for shard in shards if shard.filename in mine]
+    def on_rank_zero(self, do: Callable[[], T]) -> T:
+        """Call `do` on rank 0 alone; return its result, or raise its error, on every rank."""
+        found = self.all_gather([do()] if self.rank == 0 else [])
+        return found[0][0]
 
     def all_gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank, on every rank; raises the error of one that failed."""
+        """Return every rank's value, by rank; raise the error of a rank that failed."""
         return [value]
 
     def check(self) -> None:
-        """Raises the error of another rank, if one has failed."""
+        """Raise the error of another rank, if one has failed."""
 
     def fail(self, error: BaseException) -> bool:  # noqa: ARG002 - alone, there is nobody to tell
-        """Tell the others that this rank has failed; will rank 0 say so to the user?"""
+        """Tell the others that this rank has failed; return whether rank 0 tells the user."""
         return True
 
     def reported(self) -> None:
-        """Rank 0 has told the user how the run ended."""
+        """Tell the others that the user knows how the run ended."""
 
 
 class TorchrunRanks(Ranks):
@@ -95,7 +86,7 @@ class TorchrunRanks(Ranks):
         self._wait_for_all()
 
     def _wait_for_all(self) -> None:
-        """A process that was not started by torchrun, but by one that was, would wait for ever."""
+        """Raise RuntimeError if not all start: a child of a rank has inherited its variables."""
         keys = [f"here/{rank}" for rank in range(self.count)]
         self._store.set(keys[self.rank], "1")
         deadline = time.monotonic() + _START_WITHIN.total_seconds()
@@ -133,7 +124,7 @@ class TorchrunRanks(Ranks):
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.05)
-        except RuntimeError:  # the store has gone, with whoever kept it
+        except RuntimeError:  # the store has ended with its process
             return False
         return True
 
@@ -145,13 +136,13 @@ class TorchrunRanks(Ranks):
 
 @contextmanager
 def _store_is_there() -> Iterator[None]:
-    """The store goes with the process that keeps it; what it then raises says nothing of that."""
+    """Explain the errors of a store whose process has ended; its own messages do not."""
     try:
         yield
     except RuntimeError as error:
         raise RetriesExhaustedError(
-            "another process of this job has gone, and took the job's store along",
-            "See what it said last; the same command resumes where this run ended.",
+            "another process of this job has ended, and the job's store with it",
+            "Look at its last message, then rerun: the run resumes where this one ended.",
         ) from error
 
 
@@ -165,7 +156,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 def _rebuild(failure: dict[str, Any]) -> HubmergeError:
-    """The other rank's error, with its message, hint and exit code."""
+    """Return the other rank's error, with its message, hint and exit code."""
     kind = getattr(errors, failure["type"], None)
     known = kind if isinstance(kind, type) and issubclass(kind, HubmergeError) else HubmergeError
     error = known.__new__(known)
@@ -178,10 +169,10 @@ SINGLE_PROCESS = Ranks()
 
 
 def current_ranks() -> Ranks:
-    """The job that torchrun started this process for, or one process alone.
+    """Return the job that torchrun started this process for, or a single process.
 
     Raises:
-        UsageError: the variables of another launcher, or of a job whose store does not answer.
+        UsageError: another launcher set the variables, or the job's store does not answer.
     """
     try:
         return TorchrunRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SINGLE_PROCESS

@@ -204,7 +204,7 @@ def test_ranks_with_folders_of_their_own(
     theirs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A path that means another disk on another machine: no index, and an error that says why."""
-    monkeypatch.setattr(output_folder, "_SEEN_WITHIN_SECONDS", 0.5)
+    monkeypatch.setattr(output_folder, "_VISIBLE_WITHIN_SECONDS", 0.5)
     one, other = tmp_path / "one", tmp_path / "other"
     if theirs != "missing":
         other.mkdir()
@@ -212,7 +212,7 @@ def test_ranks_with_folders_of_their_own(
         (other / JOURNAL).write_text('{"plan": "x"}\n')
     errors = [error for error in run_ranks([one, other]) if isinstance(error, UsageError)]
     assert len(errors) == 1
-    assert "not one folder for all ranks" in str(errors[0])
+    assert "not the same folder on all ranks" in str(errors[0])
     assert "share" in errors[0].hint
     assert (one / JOURNAL).exists()
     assert not (one / INDEX).exists()

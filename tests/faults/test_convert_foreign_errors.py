@@ -50,7 +50,7 @@ def test_no_foreign_error_escapes(error: BaseException, monkeypatch: pytest.Monk
 
 DEEPER = [
     ("conversion.slabs", "cast"), ("conversion.shard_writer", "_blocks"),
-    ("conversion.shard_writer", "sync_folder"), ("conversion.shard_writer", "_Output.write"),
+    ("system.disk", "sync_folder"), ("conversion.shard_writer", "_Output.write"),
     ("conversion.to_folder", "fingerprint"), ("conversion.to_folder", "journal_shard"),
 ]  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_a_real_disk_fills_at_any_place(
     small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever file the disk has no room for, the run says so, and goes on when there is room."""
-    monkeypatch.setattr(output_folder, "check_room", lambda *_args: None)
+    monkeypatch.setattr(output_folder, "check_space", lambda *_args: None)
     needed = sum(map(len, wanted().values()))
     filled = 0
     for number, room in enumerate([*range(4096, needed + 8192, 24_576), 12_288, 16_384]):
@@ -101,7 +101,7 @@ def test_a_real_disk_fills_at_any_place(
         small_disk(room)
         error = failure(out)
         filled += isinstance(error, errors.InsufficientSpaceError)
-        assert error is None or ("full" in str(error) and "again" in error.hint)
+        assert error is None or ("full" in str(error) and "rerun" in error.hint)
         assert_honest(out)
         small_disk(4 * needed)
         assert_rerun_completes(out)
@@ -113,7 +113,7 @@ def test_room_for_a_shard_is_set_aside_before_it_is_written(
     small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard that would not fit is refused without one byte of it written; no size is feigned."""
-    monkeypatch.setattr(output_folder, "check_room", lambda *_args: None)
+    monkeypatch.setattr(output_folder, "check_space", lambda *_args: None)
     folder = small_disk(4_000_000)
     room, sizes = [], []
 
@@ -142,7 +142,7 @@ def test_a_disk_that_takes_no_such_file(tmp_path: Path) -> None:
     arguments = ["bash", "-c", limited, "bash", *command(*push(source(), out))]
     failed = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert failed.returncode == errors.InsufficientSpaceError.exit_code
-    assert "takes no file of that size" in failed.stderr
+    assert "does not allow a file of this size" in failed.stderr
     assert "--shard-size" in failed.stderr
     assert not list(out.glob("*.safetensors*"))
 

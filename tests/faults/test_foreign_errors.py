@@ -121,7 +121,7 @@ def test_from_a_verification(
     for place in VERIFY_PLACES:
         assert_only_ours(lambda: hubmerge.verify(checkpoint, repo_id=REPO), place, ALL)
     hubmerge.convert(checkpoint, tmp_path / "out", shard_size=3000)
-    for place in ("hubmerge.api:small_files", "hubmerge.verification:hash_shard"):
+    for place in ("hubmerge.planning.publication:small_files", "hubmerge.verification:hash_shard"):
         assert_only_ours(
             lambda: hubmerge.verify(checkpoint, save_dir=tmp_path / "out", shard_size=3000),
             place,

@@ -109,7 +109,7 @@ def test_no_file_of_the_users_is_replaced_unasked(tmp_path: Path) -> None:
         out = tmp_path / name
         out.mkdir()
         (out / name).write_text("{}")
-        with pytest.raises(errors.UsageError, match=rf"{name}: is there already") as refusal:
+        with pytest.raises(errors.UsageError, match=rf"{name}: already exists") as refusal:
             convert(out)
         assert "--overwrite" in refusal.value.hint
         assert content(out) == {name: b"{}"}

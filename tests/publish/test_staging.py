@@ -107,7 +107,7 @@ def test_two_runs_in_one_staging_folder(hub: Hub, locked: Path, push: Push) -> N
     (mine / "model-00001-of-00004.safetensors").write_bytes(b"somebody's")
     done = push("--staging-dir", str(locked))
     assert done.code == 2
-    assert "another run stages its shards here" in done.err
+    assert "another run is using this directory" in done.err
     assert (mine / "model-00001-of-00004.safetensors").read_bytes() == b"somebody's"
     assert weights_of(hub.files(REPO)) == {}
 
