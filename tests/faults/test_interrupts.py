@@ -52,7 +52,7 @@ def test_a_signal_ends_it_soon_and_the_same_command_resumes(
     assert (out / "model-00001-of-00003.safetensors").exists()
     again = run(*push(source(), out), "--model-assets-dir", assets())
     assert "checking shards left by an interrupted run (1)" in again.stderr
-    assert "model-00001-of-00003.safetensors is already there" in again.stderr
+    assert "model-00001-of-00003.safetensors was finished by an interrupted run" in again.stderr
     assert content(out) == wanted()
 
 
