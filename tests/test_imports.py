@@ -19,7 +19,6 @@ FLOORS = (
 UPWARDS = {
     ("planning.prepare", "conversion"),
     ("planning.preview", "conversion"),
-    ("system.ranks", "planning"),
 }
 """Imports that still run up, and are to go."""
 

@@ -34,7 +34,7 @@ def test_the_checkpoints_own_folder_is_never_written_into(tmp_path: Path) -> Non
     folder = shutil.copytree(source(), tmp_path / "c")
     before = content(folder)
     for overwrite in (False, True):
-        with pytest.raises(errors.UsageError, match="checkpoint's own folder"):
+        with pytest.raises(errors.UsageError, match="is the checkpoint itself"):
             convert(folder, load_dir=folder, overwrite=overwrite)
     assert content(folder) == before
 

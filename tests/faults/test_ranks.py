@@ -73,7 +73,7 @@ def test_a_rank_that_dies_is_no_defect_of_ours(tmp_path: Path) -> None:
         "try:\n"
         "    ranks.all_gather(1)\n"
         "except RetriesExhaustedError as error:\n"
-        "    sys.exit('another process of this job has gone' not in str(error))\n"
+        "    sys.exit('another process of this job has ended' not in str(error))\n"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
