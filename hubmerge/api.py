@@ -21,8 +21,8 @@ from hubmerge.planning.prepare import prepare
 from hubmerge.planning.preview import Preview
 from hubmerge.planning.publication import Publication
 from hubmerge.progress import SILENT, Progress
-from hubmerge.publish.decide import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.hub import Hub, quiet_hub
+from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.push import PushResult, push_plan
 from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks

@@ -27,14 +27,14 @@ from hubmerge.planning.card import CARD, same_card
 from hubmerge.planning.options import (
     LOCAL_BASE,
     PlanOptions,
-    recalled_content_ids,
     recalled_options,
 )
 from hubmerge.planning.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
 from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
-from hubmerge.publish.hub import Hub, RemoteFile
-from hubmerge.publish.staging_branch import content_ids, newest_record
+from hubmerge.publish.hub import Hub
+from hubmerge.publish.remote import Listing, content_ids
+from hubmerge.publish.staging_branch import newest_record
 from hubmerge.system.disk import sha256_of
 
 _ABSENT = "no such file"
@@ -156,8 +156,7 @@ def verify_repository(
         raise UsageError(f"{hub.repo_id} has no revision {revision!r}", "Check --revision.")
     record = newest_record(hub, commit)
     listing = hub.files(commit)
-    ids = recalled_content_ids(record.options)
-    recorded = {name: value for name, value in record.options.items() if name != "files"}
+    ids, recorded = record.content_ids(), record.plan_options
     place = f"{hub.url}/tree/{revision}"
     # What is not what was pushed must not say how to read the checkpoint.
     told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
@@ -169,7 +168,7 @@ def verify_repository(
             if listing[name].size > MAX_JSON_BYTES:
                 raise CheckpointError(f"{name} in {hub.repo_id} is too large to be read")
             Path(temporary, name).write_text(hub.read_text(name, commit), encoding="utf-8")
-        made_with = recalled_options(record.options, options)
+        made_with = recalled_options(recorded, options)
         made_with.setdefault("model_assets_dir", temporary)
         if INDEX_NAME not in {*listing, *ids}:  # all in one file, whatever decided that
             made_with["shard_size"] = MAX_SHARD_BYTES
@@ -183,7 +182,7 @@ def verify_repository(
     planned = _planned(plan, ids)
     differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)
     warnings = list(plan.warnings)
-    if record.options.get("base") == LOCAL_BASE and made_with["naming"].base_model is None:
+    if recorded.get("base") == LOCAL_BASE and made_with["naming"].base_model is None:
         warnings.append(
             "the push took names from a base model in a folder: without it (--base-model), what "
             "it decided is a difference"
@@ -191,9 +190,7 @@ def verify_repository(
     return _result(place, planned, listing, differences, began, options=recorded, warnings=warnings)
 
 
-def _shards_in_listing(
-    plan: Plan, listing: Mapping[str, RemoteFile], progress: Progress
-) -> Iterator[Difference]:
+def _shards_in_listing(plan: Plan, listing: Listing, progress: Progress) -> Iterator[Difference]:
     files = _open(plan, progress)
     for shard in plan.shards:
         expected = _describe(hash_shard(shard, files, progress.converted), shard.size_bytes)
@@ -204,7 +201,7 @@ def _shards_in_listing(
 
 
 def _compare_listing(
-    content_ids: Mapping[str, tuple[str, ...]], listing: Mapping[str, RemoteFile]
+    content_ids: Mapping[str, tuple[str, ...]], listing: Listing
 ) -> list[Difference]:
     """The files of which the Hub lists another content than these.
 
@@ -214,8 +211,8 @@ def _compare_listing(
     differences = []
     for name, ids in content_ids.items():
         remote = listing.get(name)
-        found = remote.sha256 or remote.blob_id if remote else _ABSENT
-        if found not in ids:
+        if remote is None or not remote.matches(ids):
+            found = remote.sha256 or remote.blob_id if remote else _ABSENT
             differences.append(Difference(name, " or ".join(ids), found))
     return differences
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from hubmerge.hf_format.assets import Assets
-from hubmerge.planning.card import CardOptions, is_ours, small_files
+from hubmerge.planning.card import CARD, CardOptions, is_ours, small_files
 from hubmerge.planning.options import PlanOptions
 from hubmerge.planning.plan import Plan
 
@@ -45,6 +45,12 @@ class Publication:
     def keeps(self, readme: str) -> bool:
         """Return whether the text of a card at the destination stays."""
         return self.card.text is None and not is_ours(readme)
+
+    def what_becomes_of(self, readme: str | None) -> str:
+        """Return what is done about the card at the destination: written, kept or extended."""
+        if readme is None or not self.keeps(readme):
+            return "written"
+        return "kept" if self.small_files(readme)[CARD] == readme.encode() else "extended"
 
     def texts(self) -> dict[str, bytes]:
         """Return every text written by a person that will be public, by the name to call it."""

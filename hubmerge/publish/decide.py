@@ -1,285 +1,158 @@
-"""What is done once for a push, whatever the number of processes: preflight and the final commit.
-
-See `hubmerge.publish.staging_branch` for the order in which the Hub sees it.
-"""
+"""What a push has to do: a pure function of what the Hub holds and of what is planned."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import UsageError
 from hubmerge.formatting import format_list
-from hubmerge.hf_format.filenames import is_pickled_weights
-from hubmerge.planning.card import CARD
-from hubmerge.planning.options import record_options
-from hubmerge.planning.publication import Publication
-from hubmerge.progress import Progress
-from hubmerge.publish.hub import Hub, Refs
-from hubmerge.publish.secrets import refuse_secrets
-from hubmerge.publish.staging_branch import (
-    BRANCH_PREFIX,
-    Published,
-    Record,
-    Staging,
-    Target,
-    content_ids,
-)
+from hubmerge.hf_format.filenames import files_to_remove, is_pickled_weights
+from hubmerge.planning.plan import Plan
+from hubmerge.publish.options import BRANCH_PREFIX, PushOptions
+from hubmerge.publish.remote import AddFile, Change, CopyFile, RemoveFile, content_ids
+from hubmerge.publish.remote_state import RemoteBranch, RemoteState
+from hubmerge.publish.staging_branch import staging_branch_of
 
-DEFAULT_BRANCH = "main"
-
-# What git takes as the name of a branch or tag, and no commit's.
-_GIT_NAME = re.compile(
-    r"(?![0-9a-f]{40}$|HEAD$|refs/)"
-    r"[A-Za-z0-9_](?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))[\w./+-]*(?<![./])"
-)
-_PULL_REQUEST = re.compile(r"refs/pr/\d+")
 _STAGING_BRANCH = re.compile(re.escape(BRANCH_PREFIX) + "[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
-class PushOptions:
-    """Where and how to publish.
+class Decision:
+    """What to do.
 
     Attributes:
-        staging_dir: where shards stand between conversion and upload; a temporary folder if None.
-        max_disk: bytes that it holds at most; two shards if None.
-        clean: remove all other staging branches. A branch does not say whether its run was cut
-            off or goes on: what a push to this repository that runs now has staged goes too, and
-            that push fails.
+        published_on: the branch that holds exactly what is planned already, if there is one.
+        already_uploaded: shards that need neither conversion nor upload, by name.
+        creates_repository, creates_branch: whether the target's are missing.
+        removed: files of an older model that the commit removes.
+        other_staging: the staging branches of other runs.
+        notes, warnings: what to tell the user, one sentence each.
     """
 
-    repo_id: str
-    private: bool = False
-    revision: str = DEFAULT_BRANCH
-    create_pr: bool = False
-    tag: str | None = None
-    commit_message: str | None = None
-    commit_description: str | None = None
-    token: str | None = None
-    staging_dir: Path | None = None
-    max_disk: int | None = None
-    clean: bool = False
+    published_on: RemoteBranch | None
+    already_uploaded: Mapping[str, WrittenShard]
+    creates_repository: bool
+    creates_branch: bool
+    removed: tuple[str, ...]
+    other_staging: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What preflight found out.
+def decide(
+    state: RemoteState,
+    plan: Plan,
+    small: Mapping[str, bytes],
+    options: PushOptions,
+    fingerprint: str,
+) -> Decision:
+    """Decide what a push has to do.
 
-    Attributes:
-        held: shards that need neither conversion nor upload.
-        published: the result, where all is published already.
+    Args:
+        small: the content of each planned file but the shards, by name.
+
+    Raises:
+        UsageError: the target cannot be what the options say.
     """
-
-    held: dict[str, WrittenShard]
-    published: Published | None = None
-
-
-class Job:
-    """One push to one branch."""
-
-    def __init__(self, publication: Publication, options: PushOptions, fingerprint: str) -> None:
-        self._publication, self._plan = publication, publication.plan
-        self._options = options
-        self.hub = Hub(options.repo_id, options.token)
-        self.staging = Staging(self.hub, fingerprint)
-
-    # Preflight
-
-    def prepare(self, progress: Progress, check_disk: Callable[[], object]) -> Prepared:
-        """Try everything that can fail before a byte is converted.
-
-        What only looks comes first, what changes something on the Hub last.
-
-        Args:
-            check_disk: raises where the shards cannot be staged.
-        """
-        options, hub = self._options, self.hub
-        _check_options(options)
-        refuse_secrets(self._texts())
-        refs = self._look()
-        head = self._head(refs)
-        # A new branch starts as a copy of the default one.
-        base = head or refs.branches.get(DEFAULT_BRANCH)
-        self._small = self._small_files(base)
-        refuse_secrets(self._small)
-        hub.validate_card(self._small[CARD].decode())
-        done = None
-        if head is not None:
-            self._target = Target(hub, options.revision, head)
-            done = self._published_already()
-        self._refuse_taken_tag(refs, done)
-        self._report_stale_branches(refs, progress)
-        if done is not None:
-            return done
-        if self.staging.branch not in refs.branches:  # else less may be needed, as will be seen
-            check_disk()
-        if head is None:
-            self._create(refs, progress)
-        self._report_older_weights(progress)
-        return Prepared(self._open_staging(refs, progress))
-
-    def _texts(self) -> dict[str, bytes]:
-        """All that people wrote and that will be public."""
-        options = self._options
-        texts = self._publication.texts()
-        texts["--commit-message"] = (options.commit_message or "").encode()
-        texts["--commit-description"] = (options.commit_description or "").encode()
-        return texts
-
-    def _look(self) -> Refs:
-        """Access and branches; none where the repository is yet to be created."""
-        hub, options = self.hub, self._options
-        private = hub.is_private()
-        if private is None:
-            return Refs({}, {})
-        hub.check_write()
-        if options.private and not private:
-            raise UsageError(
-                f"{hub.repo_id} exists and is public, and --private does not change that",
-                "Make it private in its settings, or leave --private out.",
-            )
-        return hub.refs()
-
-    def _head(self, refs: Refs) -> str | None:
-        """The commit that the target branch points at; None where it is yet to be created."""
-        revision = self._options.revision
-        if revision.startswith("refs/"):
-            head = self.hub.head(revision)
-            if head is None:
-                raise UsageError(f"{self.hub.repo_id} has no pull request {revision}")
-            return head
-        if revision not in refs.branches and revision in refs.tags:
-            raise UsageError(f"--revision {revision} is a tag, and only a branch can be moved")
-        return refs.branches.get(revision)
-
-    def _small_files(self, base: str | None) -> dict[str, bytes]:
-        readme = None
-        if self._publication.card.text is None and base is not None:
-            readme = self.hub.read_text(CARD, base) if CARD in self.hub.files(base) else None
-        return self._publication.small_files(readme)
-
-    def _refuse_taken_tag(self, refs: Refs, done: Prepared | None) -> None:
-        taken = refs.tags.get(self._options.tag or "")
-        published = done.published.commit if done and done.published else None
-        if taken is not None and taken != published:
-            raise UsageError(
-                f"the tag {self._options.tag!r} already names the commit {taken}",
-                "Use another --tag; a tag that people rely on is never moved.",
-            )
-
-    def _published_already(self) -> Prepared | None:
-        """The result, where the branch (or our pull request for it) holds just what is planned."""
-        held = self._all_on(self._target)
-        if held is not None:
-            url = f"{self.hub.url}/tree/{self._target.revision}"
-            return Prepared(held, self._target.unchanged(url))
-        if self._options.create_pr:
-            for url, pull in self._target.pull_requests():
-                held = self._all_on(pull)
-                if held is not None:
-                    return Prepared(held, pull.unchanged(url))
-        return None
-
-    def _all_on(self, target: Target) -> dict[str, WrittenShard] | None:
-        """The shards, where the branch holds them all and nothing else is missing or stale."""
-        held = target.published(self.staging.fingerprint)
-        if len(held) < len(self._plan.shards):
-            return None
-        return None if target.operations(held, self._small, self.staging) else held
-
-    def _create(self, refs: Refs, progress: Progress) -> None:
-        """The repository and the branch, where they are missing."""
-        hub, revision = self.hub, self._options.revision
-        if not refs.branches:
-            hub.create_repo(private=self._options.private)
-            progress.note(f"created {hub.url}")
-        head = hub.head(revision)
-        if head is None:
-            hub.create_branch(revision, DEFAULT_BRANCH)
-            head = hub.head(revision)
-        if head is None:
-            raise UsageError(f"{hub.repo_id} has no branch {revision!r} and none can be made")
-        self._target = Target(hub, revision, head)
-
-    def _open_staging(self, refs: Refs, progress: Progress) -> dict[str, WrittenShard]:
-        held = self.staging.open(self._target.head, refs.branches)
-        held |= self._target.published(self.staging.fingerprint)
-        self.staging.add_files(self._small)
-        for name in held:
-            progress.note(f"{name} is on the Hub already")
-        return held
-
-    def _report_older_weights(self, progress: Progress) -> None:
-        """What the commit will remove, and what it leaves."""
-        planned = {shard.filename for shard in self._plan.shards} | set(self._small)
-        stale = self._target.files_to_remove(planned)
-        if stale:
-            progress.note(f"the commit will remove the older model's {format_list(stale)}")
-        pickled = [name for name in self._target.files if is_pickled_weights(name)]
-        if pickled and not self._plan.is_adapter:
-            progress.warn(
-                f"{format_list(pickled)} stay in {self.hub.repo_id}: another model's weights, "
-                "which old loaders may take; remove them by hand"
-            )
-
-    def _report_stale_branches(self, refs: Refs, progress: Progress) -> None:
-        for branch in refs.branches:
-            if _STAGING_BRANCH.fullmatch(branch) and branch != self.staging.branch:
-                if self._options.clean:
-                    self.hub.delete_branch(branch)
-                    progress.note(f"removed the staging branch {branch} of another run")
-                else:
-                    progress.warn(
-                        f"another run left the staging branch {branch}; --clean removes it"
-                    )
-
-    # The end
-
-    def publish(self, shards: dict[str, WrittenShard], done: Published | None) -> Published:
-        """The one commit, then the tag, then the staging branch goes."""
-        options = self._options
-        published = done or self._move(shards)
-        if options.tag is not None:
-            self.hub.create_tag(options.tag, published.commit)
-        self.staging.delete()
-        return published
-
-    def _move(self, shards: dict[str, WrittenShard]) -> Published:
-        options = self._options
-        self.staging.check([s for s in shards.values() if not self._target.holds(s)])
-        return self._target.move(
-            self._target.operations(shards, self._small, self.staging),
-            message=options.commit_message or "Upload model with hubmerge",
-            description=options.commit_description or "",
-            record=Record(self.staging.fingerprint, shards, self._recorded()),
-            create_pr=options.create_pr,
+    _check_target(state, options)
+    names = {shard.filename for shard in plan.shards}
+    done = _published_on(state, plan, small, fingerprint)
+    _check_tag(state, options, done)
+    held = dict(state.staged or {})
+    for branch in filter(None, (state.base, done)):
+        held |= branch.published(fingerprint)
+    files = state.base.files if state.base is not None else {}
+    planned = {*names, *small}
+    removed = files_to_remove(files, planned, is_adapter=plan.is_adapter)
+    notes, warnings = [], []
+    if removed and done is None:
+        notes.append(f"the commit will remove the older model's {format_list(removed)}")
+    pickled = [name for name in files if is_pickled_weights(name)]
+    if pickled and not plan.is_adapter and done is None:
+        warnings.append(
+            f"{format_list(pickled)} stay in {options.repo_id}: another model's weights, "
+            "which old loaders may take; remove them by hand"
         )
+    ours = staging_branch_of(fingerprint)
+    other_staging = [b for b in state.refs.branches if _STAGING_BRANCH.fullmatch(b) and b != ours]
+    if not options.clean:
+        warnings += [
+            f"another run left the staging branch {branch}; --clean removes it"
+            for branch in other_staging
+        ]
+    return Decision(
+        published_on=done,
+        already_uploaded={name: held[name] for name in held if name in names},
+        creates_repository=not state.refs.branches,
+        creates_branch=state.is_missing,
+        removed=tuple(removed),
+        other_staging=tuple(other_staging),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
 
-    def _recorded(self) -> dict[str, Any]:
-        """What `verify` needs to know of this push."""
-        files = {name: content_ids(content) for name, content in self._small.items()}
-        recorded = record_options(self._publication.options, self._plan)
-        return {**recorded, "files": files}
+
+def changes_to(
+    branch: RemoteBranch,
+    shards: Mapping[str, WrittenShard],
+    small: Mapping[str, bytes],
+    staging: str,
+    *,
+    is_adapter: bool,
+) -> list[Change]:
+    """Return what turns the branch into the planned model; empty if nothing does.
+
+    Args:
+        staging: the branch that holds the shards which `branch` lacks.
+    """
+    copied = [CopyFile(s.filename, staging) for s in shards.values() if not branch.holds(s)]
+    added = [AddFile(*file) for file in small.items() if not _holds(branch, *file)]
+    removed = files_to_remove(branch.files, {*shards, *small}, is_adapter=is_adapter)
+    return [*copied, *added, *map(RemoveFile, removed)]
 
 
-def _check_options(options: PushOptions) -> None:
-    if not re.fullmatch(r"[^/]+/[^/]+", options.repo_id):
-        raise UsageError(f"--repo-id {options.repo_id!r} is not of the form ORG/NAME")
-    if options.create_pr and options.revision != DEFAULT_BRANCH:
+def _holds(branch: RemoteBranch, name: str, content: bytes) -> bool:
+    file = branch.files.get(name)
+    return file is not None and file.matches(content_ids(content))
+
+
+def _check_target(state: RemoteState, options: PushOptions) -> None:
+    revision = options.revision
+    if options.private and state.is_private is False:
         raise UsageError(
-            f"--create-pr opens a pull request for {DEFAULT_BRANCH}, not for {options.revision}",
-            "Leave one of --create-pr and --revision out.",
+            f"{options.repo_id} exists and is public, and --private does not change that",
+            "Make it private in its settings, or leave --private out.",
         )
-    for option, name in (("tag", options.tag), ("revision", options.revision)):
-        if name is None or (option == "revision" and _PULL_REQUEST.fullmatch(name)):
-            continue
-        if not _GIT_NAME.fullmatch(name) or name.startswith(BRANCH_PREFIX):
-            raise UsageError(
-                f"--{option} {name!r} is no name for a {'tag' if option == 'tag' else 'branch'}",
-                f"Use letters, digits, '.', '-', '_' and '/'; {BRANCH_PREFIX} is for staging.",
-            )
+    if not state.is_missing:
+        return
+    if revision.startswith("refs/"):
+        raise UsageError(f"{options.repo_id} has no pull request {revision}")
+    if revision in state.refs.tags:
+        raise UsageError(f"--revision {revision} is a tag, and only a branch can be moved")
+
+
+def _check_tag(state: RemoteState, options: PushOptions, done: RemoteBranch | None) -> None:
+    taken = state.refs.tags.get(options.tag or "")
+    if taken is not None and (done is None or taken != done.head):
+        raise UsageError(
+            f"the tag {options.tag!r} already names the commit {taken}",
+            "Use another --tag; a tag that people rely on is never moved.",
+        )
+
+
+def _published_on(
+    state: RemoteState, plan: Plan, small: Mapping[str, bytes], fingerprint: str
+) -> RemoteBranch | None:
+    """Return the target, or our pull request for it, if it holds exactly what is planned."""
+    if state.base is None or state.is_missing:
+        return None
+    for branch in (state.base, *state.pull_requests):
+        shards = branch.published(fingerprint)
+        if len(shards) == len(plan.shards) and not changes_to(
+            branch, shards, small, "", is_adapter=plan.is_adapter
+        ):
+            return branch
+    return None

@@ -1,4 +1,4 @@
-"""Every call to huggingface_hub, with bounded retries.
+"""Every call to huggingface_hub, with bounded retries; nothing else knows its types.
 
 huggingface_hub retries uploads and listings itself (`preupload_lfs_files`, `list_repo_tree`,
 `list_repo_commits`); those are called through `_once`. It does not retry the rest; those go through
@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import islice
 from secrets import SystemRandom
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from hubmerge.errors import (
     AccessError,
@@ -25,9 +25,18 @@ from hubmerge.errors import (
     UsageError,
 )
 from hubmerge.publish.hub_errors import translated
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd
+from hubmerge.publish.remote import (
+    AddFile,
+    Change,
+    CopyFile,
+    NewCommit,
+    PullRequest,
+    Refs,
+    RemoteCommit,
+    RemoteFile,
+    RemoveFile,
+    UploadedFile,
+)
 
 T = TypeVar("T")
 
@@ -35,55 +44,32 @@ _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_ASKED_WAIT_SECONDS = 300.0
 
-# huggingface_hub would wait for ever for a Hub that has stopped answering.
+# huggingface_hub would wait forever for a Hub that has stopped answering.
 _SILENCE_SECONDS = 300.0
+# How many of our own pull requests are looked at.
+_MAX_PULL_REQUESTS = 20
+
 _WAITS = ("connect", "read", "write", "pool")
 
-# How to wait between two attempts; tests have no time for that.
+# How to wait between two attempts; replaced in tests.
 sleep: Callable[[float], None] = time.sleep
 
 
 def _end_waiting(request: Any) -> None:
-    """Bound every request of a session, also those made with ``timeout=None``.
+    """Give a request a timeout, even if it was made with ``timeout=None``.
 
-    That is what `repo_info` and all listings pass, and it beats the session's own time-out.
+    That is what `repo_info` and all listings pass, and it overrides the session's own timeout.
     """
     limits = request.extensions.get("timeout", {})
     bounded = {kind: limits.get(kind) or _SILENCE_SECONDS for kind in _WAITS}
     request.extensions = {**request.extensions, "timeout": bounded}
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file in a repository; `sha256` is None where it is not stored as LFS; size in bytes."""
-
-    size: int
-    sha256: str | None
-    blob_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteCommit:
-    """A commit of a branch; `title` and `description` as its author wrote them."""
-
-    sha: str
-    title: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refs:
-    """The branches and tags of a repository, and the commit of each."""
-
-    branches: dict[str, str]
-    tags: dict[str, str]
-
-
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """No progress bars of huggingface_hub, and of its messages only errors.
+    """Turn off huggingface_hub's progress bars, and its messages below errors.
 
-    The others ("No files have been modified …") are for people who call it by hand.
+    Those ("No files have been modified …") are meant for people who call it directly.
     """
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
@@ -133,7 +119,7 @@ class Hub:
     # Access and repository
 
     def is_private(self) -> bool | None:
-        """Is the repository private? None where there is none, or none that the token may see."""
+        """Return whether the repository is private; None if none exists that the token may see."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         def look() -> bool | None:
@@ -147,21 +133,21 @@ class Hub:
         return self._retry(f"looking up {self.repo_id}", look)
 
     def check_write(self) -> None:
-        """Raises AccessError where the token may not write to the repository."""
+        """Raise AccessError if the token may not write to the repository."""
         self._retry(
             f"checking write access to {self.repo_id}",
             lambda: self._api.auth_check(self.repo_id, write=True),
         )
 
     def create_repo(self, *, private: bool) -> None:
-        """Create the repository; it is no error if it exists."""
+        """Create the repository unless it exists."""
         self._retry(
             f"creating {self.repo_id}",
             lambda: self._api.create_repo(self.repo_id, private=private or None, exist_ok=True),
         )
 
     def head(self, revision: str) -> str | None:
-        """The commit that the branch points at, or None where there is no such branch."""
+        """Return the commit that the branch points at; None if the branch does not exist."""
         from huggingface_hub.errors import RevisionNotFoundError
 
         def look() -> str | None:
@@ -175,6 +161,7 @@ class Hub:
     # Branches and tags
 
     def refs(self) -> Refs:
+        """List the branches and tags."""
         found = self._retry("listing branches", lambda: self._api.list_repo_refs(self.repo_id))
         return Refs(
             {branch.name: branch.target_commit for branch in found.branches},
@@ -182,7 +169,7 @@ class Hub:
         )
 
     def create_branch(self, branch: str, from_revision: str) -> None:
-        """Create a branch; it is no error if it exists."""
+        """Create a branch unless it exists."""
         self._retry(
             f"creating the branch {branch}",
             lambda: self._api.create_branch(
@@ -191,7 +178,7 @@ class Hub:
         )
 
     def delete_branch(self, branch: str) -> None:
-        """Delete a branch; it is no error if it has gone."""
+        """Delete a branch, if it exists."""
         from huggingface_hub.errors import HfHubHTTPError
 
         def delete() -> None:
@@ -204,7 +191,7 @@ class Hub:
         self._retry(f"deleting the branch {branch}", delete)
 
     def create_tag(self, tag: str, revision: str) -> None:
-        """Tag a commit; it is no error if it has that tag."""
+        """Tag a commit, unless it has that tag."""
         self._retry(
             f"tagging {revision[:12]} as {tag}",
             lambda: self._api.create_tag(self.repo_id, tag=tag, revision=revision, exist_ok=True),
@@ -213,7 +200,7 @@ class Hub:
     # Content
 
     def files(self, revision: str) -> dict[str, RemoteFile]:
-        """What the revision holds, by path: the Hub's own listing."""
+        """Return the Hub's own listing of a revision, by path."""
         from huggingface_hub.hf_api import RepoFile
 
         def walk() -> dict[str, RemoteFile]:
@@ -227,7 +214,7 @@ class Hub:
         return self._once(f"listing {self.repo_id}@{revision}", walk)
 
     def commits(self, revision: str) -> list[RemoteCommit]:
-        """The commits of a branch, newest first."""
+        """List the commits of a branch, newest first."""
         found = self._once(
             f"listing the commits of {revision}",
             lambda: self._api.list_repo_commits(self.repo_id, revision=revision),
@@ -235,7 +222,7 @@ class Hub:
         return [RemoteCommit(c.commit_id, c.title, c.message) for c in found]
 
     def read_text(self, path: str, revision: str) -> str:
-        """The content of a small text file."""
+        """Download a small text file."""
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -243,7 +230,7 @@ class Hub:
         )
 
         def download() -> str:
-            # Not `hf_hub_download`, which retries some faults itself and others not at all.
+            # Not `hf_hub_download`, which retries some faults itself and others never.
             response = get_session().get(
                 hf_hub_url(self.repo_id, path, revision=revision, endpoint=self._api.endpoint),
                 headers=build_hf_headers(token=self._api.token, library_name="hubmerge"),
@@ -254,7 +241,7 @@ class Hub:
         return self._retry(f"reading {path}", download)
 
     def validate_card(self, content: str) -> None:
-        """Raises UsageError where the Hub would refuse the model card."""
+        """Raise UsageError if the Hub would refuse the model card."""
         from huggingface_hub import ModelCard
 
         def validate() -> None:
@@ -263,17 +250,20 @@ class Hub:
             except ValueError as error:
                 raise UsageError(
                     f"the Hub refuses the model card's metadata: {error}",
-                    "Mend the card (--card, or README.md in the assets folder) and try again.",
+                    "Correct the card (--card, or README.md among the assets) and rerun.",
                 ) from None
 
         self._retry("validating the model card", validate)
 
     # Uploads and commits
 
-    def upload(
-        self, additions: list[CommitOperationAdd], revision: str, *, create_pr: bool = False
-    ) -> None:
-        """Store content on the Hub, without a commit."""
+    def upload(self, file: AddFile, revision: str) -> UploadedFile:
+        """Store a file's content on the Hub, without a commit."""
+        operation = _operation(file)
+        self._upload([operation], revision, create_pr=False)
+        return UploadedFile(file.path, operation)
+
+    def _upload(self, additions: list[Any], revision: str, *, create_pr: bool) -> None:
         names = ", ".join(op.path_in_repo for op in additions)
         self._once(
             f"uploading {names}",
@@ -288,22 +278,20 @@ class Hub:
 
     def commit(
         self,
-        operations: list[Any],
+        changes: Sequence[Change],
         *,
         revision: str,
         message: str,
-        description: str,
-        result: Callable[[CommitInfo], T],
+        description: str = "",
         parent: str | None = None,
         create_pr: bool = False,
-        already_done: Callable[[], T | None] = lambda: None,
-    ) -> T:
+        already_done: Callable[[], NewCommit | None] = lambda: None,
+    ) -> NewCommit:
         """Make one commit.
 
         Args:
             parent: fail if the branch no longer points at this commit.
-            result: what to return of the commit.
-            already_done: asked after a passing fault, since a response can be lost after the
+            already_done: called after a transient fault, since a response can be lost after the
                 commit was made; what it returns, if anything, is the result.
 
         Raises:
@@ -311,13 +299,14 @@ class Hub:
         """
         from huggingface_hub import CommitOperationAdd
 
+        operations = [_operation(change) for change in changes]
         additions = [op for op in operations if isinstance(op, CommitOperationAdd)]
         if additions:
             # What huggingface_hub retries itself; what it does not is left for the commit.
-            self.upload(additions, revision, create_pr=create_pr)
+            self._upload(additions, revision, create_pr=create_pr)
         doing = f"committing to {revision}"
 
-        def make() -> T:
+        def make() -> NewCommit:
             try:
                 with translated(doing):
                     made = self._api.create_commit(
@@ -334,32 +323,34 @@ class Hub:
                     raise
                 # Two commits met on the Hub itself: ours was to be made on whatever is there.
                 raise CommitConflictError(str(error)) from None
-            return result(made)
+            pull = PullRequest(made.pr_url, str(made.pr_revision)) if made.pr_url else None
+            return NewCommit(made.oid, pull)
 
         return self._retry(doing, make, already_done)
 
-    def own_pull_requests(self) -> list[tuple[str, str]]:
-        """Url and revision of each open pull request of the token's user, newest first.
+    def own_pull_requests(self) -> list[PullRequest]:
+        """List the newest open pull requests of the token's user, newest first.
 
-        Anybody may open one, with any content and any words: those of others prove nothing.
+        Anyone may open one, with any content and any words: those of others prove nothing.
         """
         user = self._user()
         if user is None:
             return []
 
-        def look() -> list[tuple[str, str]]:
+        def look() -> list[PullRequest]:
             found = self._api.get_repo_discussions(
                 self.repo_id,
                 author=user,
                 discussion_type="pull_request",
                 discussion_status="open",
             )
-            return [(d.url, str(d.git_reference)) for d in found if d.author == user]
+            ours = (PullRequest(d.url, str(d.git_reference)) for d in found if d.author == user)
+            return list(islice(ours, _MAX_PULL_REQUESTS))
 
         return self._retry("listing pull requests", look)
 
     def _user(self) -> str | None:
-        """Whose token it is; None where it may not ask that, as one of a CI job may not."""
+        """Return whose token it is; None if it may not ask, as that of a CI job may not."""
         try:
             return self._retry(
                 "looking up whose token it is", lambda: str(self._api.whoami(cache=True)["name"])
@@ -374,7 +365,7 @@ class Hub:
 
         with translated(doing), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Another session stands there after each failure to connect.
+            # huggingface_hub makes another session after each failure to connect.
             hooks = get_session().event_hooks["request"]
             if _end_waiting not in hooks:
                 hooks.append(_end_waiting)
@@ -401,9 +392,26 @@ class Hub:
 
 
 def _backoff(attempt: int) -> float:
-    """Twice as long each time, less by chance: ranks that met once would meet again and again.
+    """Return how long to wait: twice as long each time, with jitter to keep ranks apart.
 
-    The chance is not that of `random`, which a training script seeds alike on all of them.
+    The jitter does not come from `random`, which a training script seeds alike on all ranks.
     """
     longest = min(_FIRST_WAIT_SECONDS * 2.0 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
     return longest * SystemRandom().uniform(0.5, 1)
+
+
+def _operation(change: Change) -> Any:
+    """Return huggingface_hub's own type for a change."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    if isinstance(change, UploadedFile):
+        return change.operation
+    if isinstance(change, CopyFile):
+        return CommitOperationCopy(change.path, change.path, src_revision=change.revision)
+    if isinstance(change, RemoveFile):
+        return CommitOperationDelete(change.path)
+    addition = CommitOperationAdd(change.path, change.content)
+    if change.sha256 is not None:
+        # It was hashed while it was written: nobody needs to read it for that again.
+        addition.upload_info.sha256 = bytes.fromhex(change.sha256)
+    return addition

@@ -1,11 +1,11 @@
-"""Convert, upload and delete, all at once.
+"""Convert, upload and delete shards concurrently.
 
-The caller's thread converts shard after shard into the staging folder. A second thread takes each
-finished one, uploads it, commits it to the staging branch, checks the Hub's listing, and deletes
-the local copy, which makes room for the next. An error in either ends both.
+The caller's thread converts one shard after another into the staging folder. A second thread
+uploads each finished one, commits it to the staging branch, checks the Hub's listing, and deletes
+the local copy, which makes space for the next. An error in either thread ends both.
 
-Up to `_MAX_COMMITS` shards have a staging commit each. Of more, several share one, so that the
-Hub's quota (about 128 commits an hour) is never met: each is uploaded, which frees its copy, and
+Up to `_MAX_COMMITS` shards have a staging commit each. If there are more, several share one, to
+stay below the Hub's quota (about 128 commits an hour): each is deleted once it is uploaded, and
 the listing is checked at their commit; one that the Hub lacks then is converted again.
 """
 
@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterable
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
@@ -24,11 +23,8 @@ from hubmerge.errors import BlobMissingError
 from hubmerge.planning.plan import PlannedShard
 from hubmerge.progress import Progress
 from hubmerge.publish.byte_budget import Aborted, ByteBudget
-from hubmerge.publish.hub import Hub
-from hubmerge.publish.staging_branch import Staging, not_there
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+from hubmerge.publish.remote import AddFile, UploadedFile
+from hubmerge.publish.staging_branch import Staging, not_listed
 
 _MAX_COMMITS = 60
 _ATTEMPTS = 3
@@ -38,17 +34,16 @@ class Pipeline:
     """Brings shards from the checkpoint to the staging branch.
 
     Args:
-        folder: where shards stand between conversion and upload.
-        cap_bytes: what `folder` holds at most.
+        folder: holds shards between conversion and upload.
+        cap_bytes: the most that `folder` may hold.
         total_shards: of the whole run, of which this pipeline may have only a share.
-        check: called often; raises where the run must end for a reason elsewhere.
+        check: called often; raises if the run must end because another rank has failed.
     """
 
     def __init__(
         self,
         *,
         files: DataFiles,
-        hub: Hub,
         staging: Staging,
         folder: Path,
         cap_bytes: int,
@@ -56,7 +51,7 @@ class Pipeline:
         progress: Progress,
         check: Callable[[], None],
     ) -> None:
-        self._files, self._hub, self._staging = files, hub, staging
+        self._files, self._staging = files, staging
         self._folder, self._progress, self._check = folder, progress, check
         self._per_commit = ceil(total_shards / _MAX_COMMITS)
         self._budget = ByteBudget(cap_bytes)
@@ -70,7 +65,7 @@ class Pipeline:
         return self._budget.peak_bytes
 
     def run(self, shards: Iterable[PlannedShard]) -> dict[str, WrittenShard]:
-        """Bring `shards` to the staging branch; returns when the Hub's listing shows them all."""
+        """Bring `shards` to the staging branch; return when the Hub's listing shows them all."""
         todo = list(shards)
         for attempt in range(_ATTEMPTS):
             self._pass(todo)
@@ -79,7 +74,7 @@ class Pipeline:
                 break
             if attempt == _ATTEMPTS - 1:
                 names = ", ".join(shard.filename for shard in todo)
-                raise self._loss or not_there(names, self._staging.branch)
+                raise self._loss or not_listed(names, self._staging.branch)
         return self._staged
 
     def _pass(self, shards: list[PlannedShard]) -> None:
@@ -104,8 +99,8 @@ class Pipeline:
             self._budget.abort()
             finished.put(None)
             if isinstance(error, Exception):
-                # The shard in flight is still brought home; who interrupts does not wait for it,
-                # nor does a rank that ends because another has failed: that one waits to be heard.
+                # The upload in flight may end. An interrupt does not wait for it, nor does a rank
+                # that stops because another has failed and waits for it to be reported.
                 self._wait_for(uploader, self._check)
             raise
         if failures:
@@ -126,7 +121,7 @@ class Pipeline:
         self, finished: queue.Queue[WrittenShard | None], failures: list[BaseException]
     ) -> None:
         try:
-            group: list[tuple[WrittenShard, CommitOperationAdd]] = []
+            group: list[tuple[WrittenShard, UploadedFile]] = []
             while (shard := finished.get()) is not None:
                 self._budget.check()
                 group.append((shard, self._upload(shard)))
@@ -141,19 +136,15 @@ class Pipeline:
             failures.append(error)
             self._budget.abort()
 
-    def _upload(self, shard: WrittenShard) -> CommitOperationAdd:
-        from huggingface_hub import CommitOperationAdd
-
-        operation = CommitOperationAdd(shard.filename, self._folder / shard.filename)
-        # It was hashed while it was written: nobody needs to read it for that again.
-        operation.upload_info.sha256 = bytes.fromhex(shard.sha256)
-        self._hub.upload([operation], self._staging.branch)
+    def _upload(self, shard: WrittenShard) -> UploadedFile:
+        path = self._folder / shard.filename
+        uploaded = self._staging.upload(AddFile(shard.filename, path, shard.sha256))
         self.uploaded_bytes += shard.size
         if self._per_commit > 1:
             self._delete(shard)
-        return operation
+        return uploaded
 
-    def _commit(self, group: list[tuple[WrittenShard, CommitOperationAdd]]) -> None:
+    def _commit(self, group: list[tuple[WrittenShard, UploadedFile]]) -> None:
         shards = [shard for shard, _ in group]
         if self._per_commit == 1:
             self._staging.add(group)
@@ -165,16 +156,14 @@ class Pipeline:
             self._staged[shard.filename] = shard
             self._progress.uploaded(shard.filename)
 
-    def _commit_deleted(
-        self, group: list[tuple[WrittenShard, CommitOperationAdd]]
-    ) -> list[WrittenShard]:
-        """Commit shards of which no copy is here; returns those that the Hub still had."""
+    def _commit_deleted(self, group: list[tuple[WrittenShard, UploadedFile]]) -> list[WrittenShard]:
+        """Commit shards that are deleted here; return those that the Hub still had."""
         shards = [shard for shard, _ in group]
         try:
             self._staging.add(group)
         except BlobMissingError as error:
             self._loss = error
-            return []  # it refuses the whole commit, and does not say which content is still there
+            return []  # it refuses the whole commit, and does not say which content is missing
         lacking = self._staging.lacking(shards)
         return [shard for shard in shards if shard not in lacking]
 

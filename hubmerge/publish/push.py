@@ -1,22 +1,31 @@
-"""The whole push: preflight, pipeline, one commit; `publish.staging_branch` has the order."""
+"""The whole push: read, decide, act; `publish.staging_branch` has the order of what is done."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
 from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.conversion.slabs import open_data_files
+from hubmerge.errors import UsageError
+from hubmerge.planning.card import CARD
 from hubmerge.planning.fingerprint import fingerprint
-from hubmerge.planning.plan import Plan, share_of
+from hubmerge.planning.plan import share_of
 from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
-from hubmerge.publish.decide import Job, Prepared, PushOptions
-from hubmerge.publish.hub import quiet_hub
+from hubmerge.publish.decide import Decision, changes_to, decide
+from hubmerge.publish.hub import Hub, quiet_hub
+from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.pipeline import Pipeline
+from hubmerge.publish.record import Record
+from hubmerge.publish.remote import Change, NewCommit, PullRequest, RemoveFile
+from hubmerge.publish.remote_state import RemoteBranch, read_branch, read_state
+from hubmerge.publish.secrets import check_no_secrets
+from hubmerge.publish.staging_branch import Staging, move_target
 from hubmerge.publish.staging_folder import (
     check_outside_checkpoint,
     remove_leftovers,
@@ -32,9 +41,15 @@ class PushResult:
     """What a push did; sizes in bytes.
 
     Attributes:
-        revision: the branch that has the commit, a pull request's where one was opened.
+        revision: the branch that has the commit, a pull request's if one was opened.
         peak_staging_bytes: the most that the staging folders held, summed over processes.
-        changed: false where nothing had to be committed.
+        seconds: of the whole run.
+        changed: false if there was nothing to commit.
+        created: whether the repository was created.
+        removed: files of an older model that the commit removed.
+        readme: ``written``, ``kept`` (a person's card) or ``extended`` (with missing metadata).
+        tag: names the commit, if one was asked for.
+        pull_request: url of the pull request that was opened, or was open already.
     """
 
     url: str
@@ -48,17 +63,55 @@ class PushResult:
     seconds: float
     changed: bool
     warnings: tuple[str, ...]
+    created: bool = False
+    removed: tuple[str, ...] = ()
+    readme: str = "written"
+    tag: str | None = None
+    pull_request: str | None = None
 
     def to_json(self) -> str:
+        """Return the result as one JSON object."""
         return json.dumps(asdict(self))
 
     def to_text(self) -> str:
+        """Return the result for a person."""
         if not self.changed:
             return f"✓ Nothing to do: {self.repo_id} already holds this model\nurl: {self.url}"
         return (
             f"✓ Pushed {len(self.shards)} file{'s' * (len(self.shards) != 1)} "
             f"in {self.seconds:.1f} s\nurl: {self.url}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What rank 0 knows after preflight.
+
+    Attributes:
+        target: the branch to move; or that holds everything already, if `is_done`.
+        small: the content of each file but the shards, by name.
+    """
+
+    target: RemoteBranch
+    small: Mapping[str, bytes]
+    is_done: bool
+    created: bool
+    readme: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """How it ended; see `PushResult`."""
+
+    url: str
+    commit: str
+    revision: str
+    changed: bool
+    created: bool
+    removed: tuple[str, ...]
+    readme: str
+    tag: str | None
+    pull_request: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,74 +142,190 @@ def push_plan(
     files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
     check_outside_checkpoint(options.staging_dir, plan)
-    job = Job(publication, options, fingerprint(plan, files))
+    push = _Push(publication, options, fingerprint(plan, files), progress)
     if options.staging_dir is None:
-        remove_leftovers(job.staging.fingerprint, ranks)
+        remove_leftovers(push.fingerprint, ranks)
     needed_bytes = min(cap_bytes, sum(shard.size_bytes for shard in plan.shards))
-    check_disk = partial(staging_root, options.staging_dir, needed_bytes, job.staging.fingerprint)
+    check_disk = partial(staging_root, options.staging_dir, needed_bytes, push.fingerprint)
     # Only rank 0 creates anything; the others then find it.
-    prepared = ranks.on_rank_zero(lambda: job.prepare(progress, check_disk))
-    shares = ranks.all_gather(
-        _upload_share(
-            plan=plan,
-            options=options,
-            job=job,
-            prepared=prepared,
-            files=files,
-            progress=progress,
-            ranks=ranks,
-            cap_bytes=cap_bytes,
-        )
-    )
-    shards = dict(prepared.held)
+    uploaded = ranks.on_rank_zero(lambda: push.prepare(check_disk))
+    shares = ranks.all_gather(push.upload_share(uploaded, files, ranks, cap_bytes))
+    shards = dict(uploaded)
     for share in shares:
         shards |= share.shards
     ordered = {shard.filename: shards[shard.filename] for shard in plan.shards}
-    published = ranks.on_rank_zero(lambda: job.publish(ordered, prepared.published))
+    published = ranks.on_rank_zero(lambda: push.publish(ordered))
     return PushResult(
-        url=published.url,
-        commit=published.commit,
-        revision=published.revision,
+        **asdict(published),
         repo_id=options.repo_id,
         shards=tuple(ordered.values()),
         uploaded_bytes=sum(share.uploaded_bytes for share in shares),
-        resumed_shards=len(prepared.held),
+        resumed_shards=len(uploaded),
         peak_staging_bytes=sum(share.peak_bytes for share in shares),
         seconds=round(time.monotonic() - began, 3),
-        changed=published.changed,
         warnings=publication.warnings,
     )
 
 
-def _upload_share(
-    *,
-    plan: Plan,
-    options: PushOptions,
-    job: Job,
-    prepared: Prepared,
-    files: DataFiles,
-    progress: Progress,
-    ranks: Ranks,
-    cap_bytes: int,
-) -> _Share:
-    """Bring this process's part of the missing shards to the staging branch."""
-    missing = [shard for shard in plan.shards if shard.filename not in prepared.held]
-    todo = share_of(missing, ranks.rank, ranks.count)
-    total_bytes = sum(shard.size_bytes for shard in todo)
-    progress.start(total_bytes, len(todo))
-    # Entered also where nothing is left to do: what a run that was killed left there goes.
-    needed_bytes = min(cap_bytes, total_bytes)
-    place = staging_folder(options.staging_dir, needed_bytes, job.staging.fingerprint, ranks.rank)
-    with place as folder:
-        pipeline = Pipeline(
-            files=files,
-            hub=job.hub,
-            staging=job.staging,
-            folder=folder,
-            cap_bytes=cap_bytes,
-            total_shards=len(plan.shards),
-            progress=progress,
-            check=ranks.check,
+class _Push:
+    """The steps of one push, in their order; rank 0 alone prepares and publishes."""
+
+    _prepared: _Prepared
+
+    def __init__(
+        self, publication: Publication, options: PushOptions, fingerprint: str, progress: Progress
+    ) -> None:
+        self._publication, self._plan = publication, publication.plan
+        self._options, self._progress = options, progress
+        self.fingerprint = fingerprint
+        self._hub = Hub(options.repo_id, options.token)
+        self._staging = Staging(self._hub, fingerprint)
+
+    def prepare(self, check_disk: Callable[[], object]) -> Mapping[str, WrittenShard]:
+        """Try everything that can fail before a byte is converted; change things last.
+
+        Args:
+            check_disk: raises if the shards cannot be staged.
+
+        Returns:
+            The shards that need neither conversion nor upload, by name.
+        """
+        options, hub = self._options, self._hub
+        check_no_secrets(_texts(self._publication, options))
+        state = read_state(hub, options.revision, self.fingerprint, create_pr=options.create_pr)
+        small = self._publication.small_files(state.readme)
+        check_no_secrets(small)
+        hub.validate_card(small[CARD].decode())
+        decision = decide(state, self._plan, small, options, self.fingerprint)
+        self._say(decision)
+        if options.clean:
+            self._remove_branches(decision.other_staging)
+        target = decision.published_on
+        if target is None:
+            if state.staged is None:  # else less may be needed, as will be seen
+                check_disk()
+            target = self._create_target(decision) if decision.creates_branch else state.base
+            assert target is not None
+            if state.staged is None:
+                self._staging.create(target.head)
+            self._staging.add_files(small)
+            for name in decision.already_uploaded:
+                self._progress.note(f"{name} is already on the Hub")
+        self._prepared = _Prepared(
+            target,
+            small,
+            is_done=decision.published_on is not None,
+            created=decision.creates_repository,
+            readme=self._publication.what_becomes_of(state.readme),
         )
-        shards = pipeline.run(todo)
-        return _Share(shards, pipeline.uploaded_bytes, pipeline.peak_bytes)
+        return decision.already_uploaded
+
+    def _say(self, decision: Decision) -> None:
+        for note in decision.notes:
+            self._progress.note(note)
+        for warning in decision.warnings:
+            self._progress.warn(warning)
+
+    def _remove_branches(self, branches: tuple[str, ...]) -> None:
+        for branch in branches:
+            self._hub.delete_branch(branch)
+            self._progress.note(f"removed the staging branch {branch} of another run")
+
+    def _create_target(self, decision: Decision) -> RemoteBranch:
+        """Create the repository and the branch, whichever is missing."""
+        hub, revision = self._hub, self._options.revision
+        if decision.creates_repository:
+            hub.create_repo(private=self._options.private)
+            self._progress.note(f"created {hub.url}")
+        head = hub.head(revision)
+        if head is None:
+            hub.create_branch(revision, DEFAULT_BRANCH)
+            head = hub.head(revision)
+        if head is None:
+            raise UsageError(
+                f"{hub.repo_id}: branch {revision!r} does not exist and cannot be created"
+            )
+        return read_branch(hub, revision, head)
+
+    def upload_share(
+        self,
+        already_uploaded: Mapping[str, WrittenShard],
+        files: DataFiles,
+        ranks: Ranks,
+        cap_bytes: int,
+    ) -> _Share:
+        """Bring this process's share of the missing shards to the staging branch."""
+        missing = [s for s in self._plan.shards if s.filename not in already_uploaded]
+        todo = share_of(missing, ranks.rank, ranks.count)
+        total_bytes = sum(shard.size_bytes for shard in todo)
+        self._progress.start(total_bytes, len(todo))
+        # Entered even if nothing is left to do: what a killed run left there is removed.
+        place = staging_folder(
+            self._options.staging_dir, min(cap_bytes, total_bytes), self.fingerprint, ranks.rank
+        )
+        with place as folder:
+            pipeline = Pipeline(
+                files=files,
+                staging=self._staging,
+                folder=folder,
+                cap_bytes=cap_bytes,
+                total_shards=len(self._plan.shards),
+                progress=self._progress,
+                check=ranks.check,
+            )
+            shards = pipeline.run(todo)
+            return _Share(shards, pipeline.uploaded_bytes, pipeline.peak_bytes)
+
+    def publish(self, shards: Mapping[str, WrittenShard]) -> _Published:
+        """Make the one commit, then the tag, then remove the staging branch."""
+        prepared, target, tag = self._prepared, self._prepared.target, self._options.tag
+        changes: list[Change] = []
+        if not prepared.is_done:
+            self._staging.check([s for s in shards.values() if not target.holds(s)])
+            changes = changes_to(
+                target,
+                shards,
+                prepared.small,
+                self._staging.branch,
+                is_adapter=self._plan.is_adapter,
+            )
+        made = self._commit(shards, changes) if changes else NewCommit(target.head)
+        pull = made.pull_request
+        if pull is None and target.revision.startswith("refs/"):
+            pull = PullRequest(target.url, target.revision)
+        if tag is not None:
+            self._hub.create_tag(tag, made.sha)
+        self._staging.delete()
+        return _Published(
+            url=pull.url if pull is not None else target.url,
+            commit=made.sha,
+            revision=pull.revision if pull is not None else target.revision,
+            changed=bool(changes),
+            created=prepared.created,
+            removed=tuple(change.path for change in changes if isinstance(change, RemoveFile)),
+            readme=prepared.readme,
+            tag=tag,
+            pull_request=pull.url if pull is not None else None,
+        )
+
+    def _commit(self, shards: Mapping[str, WrittenShard], changes: Sequence[Change]) -> NewCommit:
+        options, prepared = self._options, self._prepared
+        return move_target(
+            self._hub,
+            changes,
+            revision=options.revision,
+            head=prepared.target.head,
+            message=options.commit_message or "Upload model with hubmerge",
+            description=options.commit_description or "",
+            record=Record.of_model(self.fingerprint, shards, self._publication, prepared.small),
+            create_pr=options.create_pr,
+        )
+
+
+def _texts(publication: Publication, options: PushOptions) -> dict[str, bytes]:
+    """Return every text that people wrote and that will be public."""
+    return {
+        **publication.texts(),
+        "--commit-message": (options.commit_message or "").encode(),
+        "--commit-description": (options.commit_description or "").encode(),
+    }

@@ -1,4 +1,4 @@
-"""Tokens and keys must not be published: what a leaked one looks like, and where it stands."""
+"""Find tokens and keys that must not be published."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PATTERNS = {
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
 }
 
-# A vocabulary holds any text at all; it is data that a tokenizer library wrote.
+# A vocabulary holds any text; a tokenizer library wrote it.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 
 
-def refuse_secrets(files: dict[str, bytes]) -> None:
-    """Raises UnsafeInputError, naming file and line, where a text file holds a secret."""
+def check_no_secrets(files: dict[str, bytes]) -> None:
+    """Raise UnsafeInputError, with file and line, if a text holds a secret."""
     for name, content in files.items():
         if name.endswith(_VOCABULARIES):
             continue

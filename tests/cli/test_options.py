@@ -11,7 +11,7 @@ import pytest
 from hubmerge.cli.app import cli
 from hubmerge.names.options import EXPERTS, MODES
 from hubmerge.planning.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, DTYPES
-from hubmerge.publish.decide import DEFAULT_BRANCH
+from hubmerge.publish.options import DEFAULT_BRANCH
 
 KNOWN = {"dtype": DTYPES, "experts": EXPERTS, "mode": MODES}
 DEFAULTS = {"dtype": DEFAULT_DTYPE, "revision": DEFAULT_BRANCH, "shard_size": DEFAULT_SHARD_SIZE}

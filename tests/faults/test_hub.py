@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import CommitOperationAdd
 
 from hubmerge.errors import RetriesExhaustedError
 from hubmerge.publish.hub import Hub as PublishHub
+from hubmerge.publish.remote import AddFile
 from tests.support.fake_hub import Hub, errors
 from tests.support.fake_hub.call import Call
 from tests.support.push import driver
@@ -368,9 +368,7 @@ def test_numbers_in_names_are_no_refusal(hub: Hub, tmp_path: Path) -> None:
     shard = tmp_path / "model-00401-of-00500.safetensors"
     shard.write_bytes(b"content")
     with pytest.raises(RetriesExhaustedError, match="418") as raised:
-        PublishHub("alice/run-403", hub.token).upload(
-            [CommitOperationAdd(shard.name, shard)], "main"
-        )
+        PublishHub("alice/run-403", hub.token).upload(AddFile(shard.name, shard), "main")
     assert shard.name in str(raised.value)
     assert "/alice/run-403/" in str(raised.value)
 

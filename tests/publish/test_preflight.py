@@ -31,7 +31,7 @@ def refused(
         done = push(*argv, **options)
         assert done.code != 0
         assert done.out == ""
-        assert done.err.startswith("Error: ")
+        assert "\nError: " in f"\n{done.err}"
         assert {name: list(repo.moves) for name, repo in hub.repos.items()} == moves
         return done
 

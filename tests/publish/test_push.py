@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import are_progress_bars_disabled
 
 import hubmerge
-from hubmerge.publish.staging_branch import parse_record
+from hubmerge.publish.record import Record
 from tests.support.fake_hub import Hub
 from tests.support.push.checks import (
     INDEX,
@@ -253,7 +253,7 @@ def test_the_record_in_the_commit(hub: Hub, push: Push, model: Model) -> None:
     push()
     text = hub.repo(REPO).resolve("main").description
     record = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    assert parse_record(text) is not None
+    assert Record.parse(text) is not None
     expected = expected_weights(model)
     assert {name: sha for name, _, sha in record["shards"]} == {
         name: oid for name, oid in expected.items() if name != INDEX
@@ -281,7 +281,7 @@ HOSTILE = [
 @pytest.mark.parametrize("record", HOSTILE, ids=lambda record: record[:60])
 def test_a_record_is_taken_as_it_is_or_not_at_all(record: str) -> None:
     """Anybody's text may stand where ours would: what is not just like ours is nothing to us."""
-    assert parse_record(f"Title\n<!-- hubmerge {record} -->") is None
+    assert Record.parse(f"Title\n<!-- hubmerge {record} -->") is None
 
 
 def test_no_text_of_a_commit_stops_a_push(hub: Hub, push: Push, model: Model) -> None:
