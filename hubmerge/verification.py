@@ -16,10 +16,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.boxes import BLOCK_BYTES
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion.output_folder import JOURNAL
 from hubmerge.conversion.shard_writer import hash_shard
-from hubmerge.conversion.slabs import BLOCK_BYTES, TensorReader, open_data_files, slabs
+from hubmerge.conversion.slabs import SCRATCH_BYTES, TensorReader, open_data_files, slabs
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import CONFIG, MAX_JSON_BYTES, Assets
 from hubmerge.hf_format.filenames import INDEX_NAME, files_to_remove
@@ -292,7 +293,7 @@ def _first_difference(shard: PlannedShard, files: DataFiles, path: Path) -> str 
 
 
 def _blocks(tensor: PlannedTensor, files: DataFiles) -> Iterator[memoryview]:
-    reader = TensorReader(tensor, files, memoryview(bytearray(2 * BLOCK_BYTES)))
+    reader = TensorReader(tensor, files, memoryview(bytearray(SCRATCH_BYTES)))
     buffer = memoryview(bytearray(BLOCK_BYTES))
     for slab in slabs(tensor):
         block = buffer[: slab.size_bytes]

@@ -17,7 +17,6 @@ FLOORS = (
 """From the roof to the cellar; "" is `hubmerge` itself, which gives the names of `api`."""
 
 UPWARDS = {
-    ("planning.prepare", "conversion"),
     ("planning.preview", "conversion"),
 }
 """Imports that still run up, and are to go."""

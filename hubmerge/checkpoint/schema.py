@@ -11,16 +11,25 @@ from typing import NamedTuple
 from hubmerge.hf_format.dtypes import BY_NAME
 
 
+class Box(NamedTuple):
+    """A region of a tensor, in elements."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
 class Chunk(NamedTuple):
     """One stored piece of a tensor.
 
     Attributes:
-        offsets, sizes: the box of the tensor that it holds, in elements.
+        offsets: where its box begins in the tensor, in elements.
+        sizes: how large its box is, in elements.
         file: path relative to the checkpoint's folder, already checked to stay inside it.
-        offset, length: where it lies in the file, in bytes.
+        offset: where the stored bytes begin in the file.
+        length: how many bytes are stored.
         codecs: what the stored bytes went through, in decode order (``stream.zstd/1``).
-        is_record: the bytes are a `torch.save` record (or, in a safetensors file, must be found by
-            key: see `hubmerge.checkpoint.records`); if false they are the elements themselves.
+        is_record: whether the bytes are a `torch.save` record (or safetensors data, in which the
+            tensor is found by its key); if false they are the elements themselves.
     """
 
     offsets: tuple[int, ...]
@@ -37,10 +46,11 @@ class StoredTensor:
     """A tensor of a checkpoint.
 
     Attributes:
-        key: its flat name in the checkpoint.
+        key: its flat name in the checkpoint (FQN).
         dtype: torch's name of its element type.
-        path: the keys of the nested dicts that it was saved in, where the checkpoint says.
-        chunks: the stored pieces, in the order of the checkpoint; not yet proved to cover it.
+        shape: its shape.
+        chunks: its stored pieces; `hubmerge.checkpoint.tiling.covered` proves that they cover it.
+        path: the keys of the nested dicts that it was saved in, if the checkpoint says.
     """
 
     key: str
@@ -51,11 +61,12 @@ class StoredTensor:
 
     @property
     def parameters(self) -> int:
+        """The number of its elements."""
         return prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all elements as stored; 0 where safetensors has no such dtype."""
+        """Bytes of all elements as stored; 0 if safetensors has no such dtype."""
         dtype = BY_NAME.get(self.dtype)
         return self.parameters * dtype.itemsize if dtype else 0
 
@@ -65,7 +76,7 @@ class Checkpoint:
     """A checkpoint as its metadata describes it.
 
     Attributes:
-        folder: where its files are.
+        folder: the folder of its files.
         tensors: by key, in the checkpoint's order.
         objects: keys of entries that are pickled Python objects; they are never loaded.
         metadata_sha256: over the content of the files that describe it, in order.
@@ -80,7 +91,7 @@ class Checkpoint:
 
 
 def file_extents(chunks: Iterable[Chunk]) -> dict[str, int]:
-    """Bytes that each data file must have at least to hold these chunks, by relative path."""
+    """Return the bytes that each data file must have to hold these chunks, by relative path."""
     extents: dict[str, int] = {}
     for chunk in chunks:
         end = chunk.offset + chunk.length

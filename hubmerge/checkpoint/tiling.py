@@ -17,14 +17,17 @@ from hubmerge.errors import CheckpointError
 # quadratic time.
 _MAX_CUTS_DEEP = 32
 
-# Each of these is held against each other.
+# Each of these is compared with each other.
 _MAX_INTERLOCKED = 64
 
 _Corners = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def covering_chunks(tensor: StoredTensor) -> list[Chunk]:
-    """The chunks of `tensor` that hold elements, proved to tile it exactly, in row-major order.
+def covered(tensor: StoredTensor) -> StoredTensor:
+    """Prove that the chunks of a tensor tile it exactly.
+
+    Returns:
+        The same tensor with those chunks that hold elements, in row-major order.
 
     Raises:
         CheckpointError: they leave a gap, overlap, or reach beyond the tensor.
@@ -38,22 +41,21 @@ def covering_chunks(tensor: StoredTensor) -> list[Chunk]:
             )
         if 0 not in chunk.sizes:
             chunks.append(chunk)
-    if 0 in tensor.shape and not chunks:
-        return []
-    if not _tiles(chunks, (0,) * rank, tensor.shape, 0):
+    is_empty = 0 in tensor.shape and not chunks
+    if not is_empty and not _tiles(chunks, (0,) * rank, tensor.shape, 0):
         raise CheckpointError(
             f"the stored chunks of {tensor.key!r} do not cover its shape {tensor.shape} exactly: "
             "they leave a gap or overlap",
-            "A rank's part is missing or was saved twice; use another step.",
+            "A rank's chunk is missing or was saved twice; use another step.",
         )
     chunks.sort()
-    return chunks
+    return StoredTensor(tensor.key, tensor.dtype, tensor.shape, chunks, tensor.path)
 
 
 def _tiles(
     chunks: Sequence[Chunk], low: tuple[int, ...], high: tuple[int, ...], depth: int
 ) -> bool:
-    """Do `chunks` tile the box from `low` to `high`? Cut it where no chunk is cut, and recurse."""
+    """Return whether `chunks` tile the box from `low` to `high`, cutting it between them."""
     if len(chunks) == 1:
         offsets, sizes = chunks[0][:2]
         return offsets == low and tuple(map(int.__add__, offsets, sizes)) == high
@@ -78,7 +80,7 @@ def _tiles(
 
 
 def _fills(chunks: Sequence[Chunk], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
-    """Are `chunks` inside the box from `low` to `high`, as large as it together, and apart?"""
+    """Return whether `chunks` are inside the box, as large as it together, and do not overlap."""
     if len(chunks) > _MAX_INTERLOCKED:
         return False
     boxes = [(c.offsets, tuple(map(int.__add__, c.offsets, c.sizes))) for c in chunks]

@@ -1,6 +1,6 @@
 """Write one shard: read and cast in the caller's thread; hash, then write, in others.
 
-Memory is a ring of `_BLOCKS` blocks, two blocks of scratch space, and a buffer for one direct
+Memory is a ring of `_BLOCKS` blocks, three blocks of scratch space, and a buffer for one direct
 write, whatever the shard's size. The file is written append-only and in order, so any filesystem
 will do. It grows under the name ``NAME.partial`` and gets its own only when it is complete and
 synced:
@@ -23,9 +23,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.boxes import BLOCK_BYTES
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion.conveyor import Conveyor, Stage
-from hubmerge.conversion.slabs import BLOCK_BYTES, TensorReader, slabs
+from hubmerge.conversion.slabs import SCRATCH_BYTES, TensorReader, slabs
 from hubmerge.planning.plan import PlannedShard
 from hubmerge.system.disk import atomic_file
 from hubmerge.system.linux_files import preallocate, set_o_direct, start_writeback
@@ -40,7 +41,7 @@ _WRITEBACK_BYTES = 256 << 20
 _DIRECT_BYTES = 2 << 20
 
 # All memory that writing a shard takes.
-BUFFER_BYTES = (_BLOCKS + 2) * BLOCK_BYTES + _DIRECT_BYTES
+BUFFER_BYTES = _BLOCKS * BLOCK_BYTES + SCRATCH_BYTES + _DIRECT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _blocks(
         block = take()
         block[: len(piece)] = piece
         yield block, len(piece)
-    scratch = memoryview(bytearray(2 * BLOCK_BYTES))
+    scratch = memoryview(bytearray(SCRATCH_BYTES))
     for tensor in shard.tensors:
         reader = TensorReader(tensor, files, scratch)
         for slab in slabs(tensor):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion.output_folder import OutputFolder, check_shared, journal_shard
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.conversion.slabs import open_data_files

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hubmerge.names.torch_views import from_torch, to_torch
 from hubmerge.names.views import TensorView
 
 # What transformers does to tensors on the way in that is cutting or reordering on the way back.
@@ -35,6 +36,8 @@ def reverse_conversion(model: Any, stored: Mapping[str, TensorView]) -> dict[str
         return dict(stored)
     model._weight_conversions = rules
     try:
-        return dict(revert_weight_conversion(model, dict(stored)))
+        tensors = {name: to_torch(view) for name, view in stored.items()}
+        reverted = revert_weight_conversion(model, tensors)
+        return {name: from_torch(tensor) for name, tensor in reverted.items()}
     finally:
         del model._weight_conversions

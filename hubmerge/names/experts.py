@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hubmerge.errors import UsageError
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.reference import Reference
-from hubmerge.names.views import TensorView, halves, split_first
+from hubmerge.names.views import TensorView
 
 _STACK = re.compile(r"(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
 
@@ -75,7 +75,7 @@ def to_hub_layout(
         if choice is None:
             choice = as_hub
         elif wanted == "fused" or (wanted == "auto" and name in known and not known >= set(choice)):
-            choice = _as_stored(name, part, stored)
+            choice = {name: part}
         result.update({hub_name: (name, piece) for hub_name, piece in choice.items()})
     return Layout(result, warnings)
 
@@ -89,7 +89,7 @@ def _fuse_gate_up(stored: Parts, architecture: Architecture | None) -> Parts:
             continue
         up, fused = name.replace(".gate_proj", ".up_proj"), f"{match[1]}.gate_up_proj"
         if up in stored and fused in architecture.names and stored[up].shape == stored[name].shape:
-            both = TensorView.whole(*stored[name].sources, *stored[up].sources, axis=1)
+            both = TensorView.cat([stored[name], stored[up]], dim=1)
             if both.shape == architecture.names[fused]:
                 del joined[name], joined[up]
                 joined[fused] = both
@@ -143,21 +143,14 @@ def _experts(
     stem, _, kind = new_name.removesuffix(".weight").rpartition(".")
     kind = kind.removesuffix("_proj")
     result: Parts = {}
-    for number, expert in enumerate(split_first(part)):
+    for number, expert in enumerate(part.unbind()):
         if kind != "gate_up":
             result[f"{stem}.{number}.{names[kind]}.weight"] = expert
             continue
         down = stored.get(name.replace("gate_up_proj", "down_proj"))
         if down is None or expert.shape != (2 * down.shape[2], down.shape[1]):
             return None  # transposed or interleaved, as GPT-OSS has it
-        gate, up = halves(expert)
+        gate, up = expert.chunk(2)
         result[f"{stem}.{number}.{names['gate']}.weight"] = gate
         result[f"{stem}.{number}.{names['up']}.weight"] = up
     return result
-
-
-def _as_stored(name: str, part: TensorView, stored: Parts) -> Parts:
-    if len(part.sources) == 1:
-        return {name: part}
-    keys = {source.key for source in part.sources}
-    return {n: p for n, p in stored.items() if p.sources[0].key in keys}

@@ -208,7 +208,9 @@ def _name_adapter(draft: _Draft, options: NamingOptions) -> Naming:
 def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
     return replace(
         weight,
-        dtype=Precision("auto", options, None, None).dtype(weight.name, weight.name, weight.source),
+        dtype=Precision("auto", options, None, None).dtype(
+            weight.name, weight.name, weight.sources[0]
+        ),
     )
 
 
@@ -222,14 +224,15 @@ def _name_model(draft: _Draft, options: NamingOptions, truth: ModelSpec, dtype: 
         draft.dropped += drop_tied(
             stored, truth.config, truth.architecture, truth.reference, truth.same
         )
+    if family is not None:
+        config = truth.config or {}
+        stored = {name: family.reordered(name, view, config) for name, view in stored.items()}
     layout = to_hub_layout(stored, options.experts, truth.architecture, truth.reference)
     precision = Precision(dtype, options, truth.architecture, truth.reference)
     weights = []
     for name, (name_in_memory, part) in layout.parts.items():
-        weight = part.weight(name)
-        boxes = family.parts(name_in_memory, weight.source, truth.config or {}) if family else None
-        kept = precision.dtype(name, name_in_memory, weight.source)
-        weights.append(replace(weight, boxes=boxes or weight.boxes, dtype=kept))
+        kept = precision.dtype(name, name_in_memory, part.sources[0])
+        weights.append(Weight(name, part, kept))
     lost = left_out.warnings_for(draft.lost, truth.is_all_zero)
     warnings = [*draft.warnings, *layout.warnings, *lost]
     files = None

@@ -12,12 +12,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.names.weights import Box
+from hubmerge.names.views import TensorView
 
-Boxes = tuple[Box, ...]
 Config = Mapping[str, Any]
+Reorder = Callable[[TensorView, Config], TensorView]
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -43,29 +42,25 @@ _COMMON_LAYER = {
 }
 
 
-def _rotary_rows(heads_key: str) -> Callable[[StoredTensor, Config], Boxes]:
+def _rotary_rows(heads_key: str) -> Reorder:
     """Rows of a projection whose rotary pairs are neighbours, as transformers has them: halves.
 
     Of each head the even rows, then the odd ones.
     """
 
-    def boxes(tensor: StoredTensor, config: Config) -> Boxes:
+    def reorder(view: TensorView, config: Config) -> TensorView:
         heads = config.get(heads_key) or config.get("num_attention_heads")
-        if not isinstance(heads, int) or heads < 1 or tensor.shape[0] % (2 * heads):
+        rows = view.shape[0]
+        if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
             raise CheckpointError(
-                f"{tensor.key!r} has {tensor.shape[0]} rows, which are not {heads} heads "
+                f"{view.sources[0].key!r} has {rows} rows, which are not {heads} heads "
                 f"({heads_key} in config.json)",
                 "The config is not that of this checkpoint.",
             )
-        rows = tensor.shape[0] // heads
-        rest = tensor.shape[1:]
-        return tuple(
-            Box((head * rows + odd, *(0 for _ in rest)), (rows // 2, *rest), 2)
-            for head in range(heads)
-            for odd in (0, 1)
-        )
+        pairs = view.unflatten(0, (heads, rows // heads // 2, 2))
+        return pairs.transpose(1, 2).reshape(view.shape)
 
-    return boxes
+    return reorder
 
 
 _ROTARY_Q = _rotary_rows("num_attention_heads")
@@ -79,7 +74,8 @@ class Family:
     Attributes:
         model_types: `model_type` in the configs of what transformers calls it.
         names, layer_names: torchtitan's names and transformers', the latter inside ``layers.N.``.
-        boxes: the parts of a tensor, by transformers' name inside the layer, where not the whole.
+        reorders: the elements in transformers' order, by its name inside the layer, where that is
+            another.
         counters: endings of names of what is counted, not trained.
         without_place: endings of names of what may be trained, and transformers' model lacks.
     """
@@ -87,7 +83,7 @@ class Family:
     model_types: tuple[str, ...]
     names: Mapping[str, str]
     layer_names: Mapping[str, str]
-    boxes: Mapping[str, Callable[[StoredTensor, Config], Boxes]] = field(default_factory=dict)
+    reorders: Mapping[str, Reorder] = field(default_factory=dict)
     counters: tuple[str, ...] = ()
     without_place: tuple[str, ...] = ()
 
@@ -99,11 +95,11 @@ class Family:
         inner = self.layer_names.get(layer[2])
         return f"model.layers.{layer[1]}.{inner}" if inner else None
 
-    def parts(self, name: str, tensor: StoredTensor, config: Config) -> Boxes | None:
-        """The parts of the stored tensor, in order, that are the one called `name`."""
+    def reordered(self, name: str, view: TensorView, config: Config) -> TensorView:
+        """Return the tensor with its elements in the order that transformers' `name` has."""
         layer = _LAYER.fullmatch(name.removeprefix("model."))
-        inner = self.boxes.get(layer[2]) if layer else None
-        return inner(tensor, config) if inner else None
+        reorder = self.reorders.get(layer[2]) if layer else None
+        return reorder(view, config) if reorder else view
 
 
 FAMILIES: Mapping[str, Family] = {

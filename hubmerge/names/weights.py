@@ -1,4 +1,4 @@
-"""What naming decides: which part of which stored tensor becomes which tensor of the model."""
+"""What naming decides: which elements of which stored tensors become which tensor of the model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hubmerge.checkpoint.schema import StoredTensor
-
-
-class Box(NamedTuple):
-    """A box of a stored tensor, in elements.
-
-    Attributes:
-        step: every so many rows only: `sizes[0]` rows, each `step` below the last.
-    """
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    step: int = 1
+from hubmerge.names.views import TensorView
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +16,29 @@ class Weight:
 
     Attributes:
         name: its name on the Hub.
-        source: the stored tensor that it comes from.
-        shape: its own shape.
-        boxes: the parts of `source` whose elements, in row-major order and one box after another,
-            are its elements: the whole of it, an expert's slice, rows in another order.
-        order: the stored dimensions in the order in which each box is read, where that is not
-            their own: a transposed tensor.
+        view: the stored elements that it consists of.
         dtype: what it is stored as, whatever the rest is cast to; ``auto`` as it is stored, None to
             be cast with the rest.
     """
 
     name: str
-    source: StoredTensor
-    shape: tuple[int, ...]
-    boxes: tuple[Box, ...]
-    order: tuple[int, ...] | None = None
+    view: TensorView
     dtype: str | None = None
 
     @classmethod
     def whole(cls, name: str, source: StoredTensor) -> Weight:
-        """The stored tensor as it is, under the name `name`."""
-        box = Box((0,) * len(source.shape), source.shape)
-        return cls(name, source, source.shape, (box,))
+        """Return the stored tensor as it is, under the name `name`."""
+        return cls(name, TensorView.whole(source))
+
+    @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors that it consists of."""
+        return self.view.sources
+
+    @property
+    def key(self) -> str:
+        """Its key in the checkpoint; that of the first stored tensor if it has several."""
+        return self.view.parts[0].source.key
 
 
 class Dropped(NamedTuple):
@@ -65,9 +55,10 @@ class Naming:
 
     Attributes:
         weights: unsorted.
+        dropped: the stored tensors that are not published.
         layout: what the checkpoint looks like, in a few words.
         warnings: what a user should know, one sentence each.
-        files: the file of each name, where that is not left to the plan.
+        files: the file of each name, if that is not left to the plan.
     """
 
     weights: list[Weight]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.planning.plan import Plan
 
 
@@ -21,7 +21,7 @@ def fingerprint(plan: Plan, files: DataFiles) -> str:
     for name in sorted(plan.data_files):
         digest.update(files.sample(name))
     if not plan.checkpoint.has_save_id:
-        chunks = {c for shard in plan.shards for t in shard.tensors for c in t.chunks}
+        chunks = {chunk for source in plan.sources.values() for chunk in source.chunks}
         for chunk in sorted(chunks, key=lambda chunk: (chunk.file, chunk.offset, chunk.length)):
             digest.update(files.sample_chunk(chunk))
     return digest.hexdigest()

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.locate import Located
-from hubmerge.checkpoint.records import DataFiles
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor, file_extents
 from hubmerge.errors import HubmergeError, NoModelWeightsError
 from hubmerge.names.naming import name_weights
@@ -70,7 +70,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
         file_bytes=sum(files.values()),
         format=_format(checkpoint),
         layout="; ".join(filter(None, (located.layout, naming.layout))),
-        names=tuple({"key": w.source.key, "name": w.name} for w in naming.weights[:_FIRST]),
+        names=tuple({"key": w.key, "name": w.name} for w in naming.weights[:_FIRST]),
         notes=(*located.notes, *located.warnings, *naming.warnings),
         largest=tuple(
             {"key": t.key, "shape": t.shape, "dtype": t.dtype, "size_bytes": t.size_bytes}

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from hubmerge.checkpoint.schema import Checkpoint, Chunk, StoredTensor, file_extents
-from hubmerge.checkpoint.tiling import covering_chunks
+from hubmerge.checkpoint.boxes import dtype_of
+from hubmerge.checkpoint.schema import Checkpoint, StoredTensor, file_extents
+from hubmerge.checkpoint.tiling import covered
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
-from hubmerge.hf_format.dtypes import BY_NAME, UNSUPPORTED_NAMES, DType
+from hubmerge.hf_format.dtypes import BY_NAME, DType
 from hubmerge.hf_format.filenames import ADAPTER_NAME, SINGLE_NAME
 from hubmerge.hf_format.safetensors_header import MAX_HEADER_BYTES, build_header, file_order
-from hubmerge.names.weights import Box, Dropped, Naming, Weight
+from hubmerge.names.views import Part
+from hubmerge.names.weights import Dropped, Naming, Weight
 
 DEFAULT_SHARD_SIZE = 2_000_000_000
 DEFAULT_DTYPE = "bfloat16"
@@ -34,22 +36,26 @@ class PlannedTensor:
     """One tensor of an output file.
 
     Attributes:
-        name, dtype, shape: as the file's header has them.
-        key, source_dtype: the stored tensor, and its element type.
-        boxes, order: the parts of the stored tensor that it consists of, see `Weight`.
-        chunks: the stored pieces, proved to cover the stored tensor, in row-major order.
+        name: as the file's header has it.
+        dtype: as the file's header has it.
+        shape: as the file's header has it.
+        source_dtype: the element type of the stored tensors.
+        parts: the recipe, see `TensorView`: the elements of stored tensors that it consists of.
+            The chunks of those are proved to cover them.
+        may_overflow: whether the cast may make a finite number infinite (float16 only).
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    key: str
     source_dtype: DType
-    boxes: tuple[Box, ...]
-    chunks: list[Chunk]
-    order: tuple[int, ...] | None = None
+    parts: tuple[Part, ...]
     may_overflow: bool = False
-    """Whether the cast may make a finite number infinite (float16 only)."""
+
+    @property
+    def key(self) -> str:
+        """The stored tensor that it comes from; of several, the first."""
+        return self.parts[0].source.key
 
     @property
     def size_bytes(self) -> int:
@@ -57,6 +63,7 @@ class PlannedTensor:
 
     @property
     def is_cast(self) -> bool:
+        """Whether its elements change their type."""
         return self.dtype is not self.source_dtype
 
 
@@ -128,15 +135,25 @@ class Plan:
         return max(sizes, key=lambda name: sizes[name]) if sizes else None
 
     @cached_property
+    def sources(self) -> dict[str, StoredTensor]:
+        """The stored tensors that the weights come from, by key."""
+        return {
+            part.source.key: part.source
+            for shard in self.shards
+            for tensor in shard.tensors
+            for part in tensor.parts
+        }
+
+    @cached_property
     def data_files(self) -> dict[str, int]:
         """The data files that the weights come from, and how long each must be at least."""
-        return file_extents(c for s in self.shards for t in s.tensors for c in t.chunks)
+        return file_extents(c for source in self.sources.values() for c in source.chunks)
 
     def first_key_past(self, file: str, offset: int) -> str | None:
-        """The first tensor of the plan that has a part of `file` which ends beyond `offset`."""
-        for tensor in (t for shard in self.shards for t in shard.tensors):
-            if any(c.file == file and c.offset + c.length > offset for c in tensor.chunks):
-                return tensor.key
+        """Return the first stored tensor that has a chunk in `file` which ends beyond `offset`."""
+        for source in self.sources.values():
+            if any(c.file == file and c.offset + c.length > offset for c in source.chunks):
+                return source.key
         return None
 
     @cached_property
@@ -146,7 +163,8 @@ class Plan:
         for shard in self.shards:
             digest.update(shard.filename.encode() + b"\0" + shard.header)
             for t in shard.tensors:
-                digest.update(repr((t.key, t.boxes, t.order)).encode())
+                for source, *recipe in t.parts:
+                    digest.update(repr((source.key, recipe)).encode())
         return digest.hexdigest()
 
 
@@ -179,8 +197,10 @@ def make_plan(
     if not naming.weights:
         raise NoModelWeightsError("no model weights are left to convert")
     _check_names(naming.weights)
+    proved: dict[str, StoredTensor] = {}
     tensors = [
-        _plan_tensor(weight, weight.dtype or dtype, allow_overflow) for weight in naming.weights
+        _plan_tensor(weight, weight.dtype or dtype, allow_overflow, proved)
+        for weight in naming.weights
     ]
     tensors.sort(key=lambda tensor: tensor.name)
     groups = _pack(tensors, shard_size) if naming.files is None else _by_file(tensors, naming.files)
@@ -201,7 +221,7 @@ def make_plan(
 def _check_names(weights: Iterable[Weight]) -> None:
     seen: dict[str, str] = {}
     for weight in weights:
-        name, key = weight.name, weight.source.key
+        name, key = weight.name, weight.key
         if not name or name == "__metadata__" or not name.isprintable():
             raise UnsafeInputError(
                 f"a tensor would be called {name!r}, which readers refuse (checkpoint key {key!r})"
@@ -214,43 +234,42 @@ def _check_names(weights: Iterable[Weight]) -> None:
         seen[name] = key
 
 
-def plan_as_stored(source: StoredTensor) -> PlannedTensor:
-    """A stored tensor, whole and as it is; errors as of `make_plan`."""
-    return _plan_tensor(Weight.whole(source.key, source), "auto")
-
-
-def _plan_tensor(weight: Weight, wanted: str, may_overflow: bool = False) -> PlannedTensor:
-    source = weight.source
-    stored = BY_NAME.get(source.dtype)
-    if stored is None or (stored.packed > 1 and not source.shape):
-        is_known = stored or source.dtype in UNSUPPORTED_NAMES
-        reason = "has no safetensors form" if is_known else "is not known"
-        raise CheckpointError(
-            f"{source.key!r} is stored as {source.dtype} {source.shape}, which {reason}",
-            "Leave it out with --exclude if the model can do without it.",
-        )
+def _plan_tensor(
+    weight: Weight, wanted: str, may_overflow: bool, proved: dict[str, StoredTensor]
+) -> PlannedTensor:
+    """Plan one tensor; `proved` keeps the stored tensors whose chunks have been looked at."""
+    parts = []
+    for part in weight.view.parts:
+        source = proved.get(part.source.key)
+        if source is None:
+            source = proved[part.source.key] = covered(part.source)
+        parts.append(part._replace(source=source))
+    stored = _common_dtype(weight)
     target = stored
     if wanted != "auto":
         if stored.kind == "scaled":
             raise CheckpointError(
-                f"{source.key!r} is stored as {stored.name}, which means nothing without its scale "
+                f"{weight.key!r} is stored as {stored.name}, which means nothing without its scale "
                 f"and is never cast to {wanted}",
                 "Use --dtype auto to keep every tensor as it is stored, or --keep-dtype for these.",
             )
         if stored.kind == "float":
             target = BY_NAME[wanted]
-    chunks = covering_chunks(source)
-    return PlannedTensor(
-        weight.name,
-        target,
-        weight.shape,
-        source.key,
-        stored,
-        weight.boxes,
-        chunks,
-        weight.order,
-        may_overflow,
-    )
+    return PlannedTensor(weight.name, target, weight.view.shape, stored, tuple(parts), may_overflow)
+
+
+def _common_dtype(weight: Weight) -> DType:
+    """Return the element type of the stored tensors that a weight consists of."""
+    first, *others = weight.sources
+    dtype = dtype_of(first)
+    for other in others:
+        if dtype_of(other) is not dtype:
+            raise CheckpointError(
+                f"{weight.name!r} is put together from {first.key!r} and {other.key!r}, but they "
+                f"are stored as {dtype.name} and {other.dtype}",
+                "Save the checkpoint with one dtype for both.",
+            )
+    return dtype
 
 
 def _pack(tensors: list[PlannedTensor], shard_size: int) -> dict[str, list[PlannedTensor]]:

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from hubmerge.checkpoint.boxes import is_all_zero, same_elements
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.locate import Located, locate
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.checkpoint.records import DataFiles
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
-from hubmerge.conversion.slabs import is_all_zero, same_elements
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import CONFIG, Assets, collect_assets, read_json
 from hubmerge.hf_format.filenames import ADAPTER_CONFIG
@@ -27,7 +27,7 @@ from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
 from hubmerge.names.weights import Naming
-from hubmerge.planning.plan import Plan, make_plan, plan_as_stored
+from hubmerge.planning.plan import Plan, make_plan
 from hubmerge.system.gc_pause import gc_paused
 
 # An adapter's repository has the config of PEFT, not that of a model.
@@ -111,11 +111,11 @@ def _what_is_known(
     files = DataFiles(checkpoint.folder)
 
     def same(left: StoredTensor, right: StoredTensor) -> bool:
-        return same_elements(plan_as_stored(left), plan_as_stored(right), files)
+        return same_elements(left, right, files)
 
     def all_zero(tensor: StoredTensor) -> bool:
         try:
-            return is_all_zero(plan_as_stored(tensor), files)
+            return is_all_zero(tensor, files)
         except CheckpointError:
             return False  # it is not part of the model, and need not be whole
 

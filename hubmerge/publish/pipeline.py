@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from math import ceil
 from pathlib import Path
 
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.errors import BlobMissingError
 from hubmerge.planning.plan import PlannedShard

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.errors import UsageError

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 import hubmerge
-from hubmerge.checkpoint import records
+from hubmerge.checkpoint import compressed_record, data_files, safetensors_data
 from hubmerge.errors import DamagedFileError, NotACheckpointError
 from tests.support.checkpoints.cases_plain import save_alone
 from tests.support.checkpoints.cases_sharded import Tiled
@@ -65,16 +65,16 @@ def test_a_tensor_may_have_parts_in_more_files_than_can_be_open(tmp_path: Path) 
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, function: str) -> Counter[str]:
-    """How often `records` calls this function, by the file's name, its second argument."""
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> Counter[str]:
+    """How often a module calls this function, by the file's name, its second argument."""
     calls: Counter[str] = Counter()
-    real = getattr(records, function)
+    real = getattr(module, function)
 
     def call(*args: Any) -> Any:
         calls[args[1]] += 1
         return real(*args)
 
-    monkeypatch.setattr(records, function, call)
+    monkeypatch.setattr(module, function, call)
     return calls
 
 
@@ -85,7 +85,7 @@ def test_each_file_is_opened_once_where_the_system_allows(
     row_shards(tmp_path / "checkpoint")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * RANKS:
         pytest.skip("so many files may not be open here")
-    opened = counted(monkeypatch, "open_inside")
+    opened = counted(monkeypatch, data_files, "open_inside")
     hubmerge.convert(tmp_path / "checkpoint", tmp_path / "out")
     assert set(opened.values()) == {1}
     assert len(opened) == RANKS
@@ -95,8 +95,9 @@ def test_a_header_is_read_once_however_often_its_file_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Safetensors data files: with one file open at a time, each header is parsed once."""
-    monkeypatch.setattr(records, "_most_open_files", lambda: 1)
-    opened, read = counted(monkeypatch, "open_inside"), counted(monkeypatch, "read_header")
+    monkeypatch.setattr(data_files, "_max_open_files", lambda: 1)
+    opened = counted(monkeypatch, data_files, "open_inside")
+    read = counted(monkeypatch, safetensors_data, "read_header")
     hubmerge.convert(checkpoint_path("safetensors_records_2"), tmp_path / "out")
     assert min(opened.values()) > 2
     assert set(read.values()) == {1}
@@ -134,8 +135,10 @@ def test_a_compressed_transposed_tensor_is_decompressed_once(
         warnings.simplefilter("ignore")
         dcp.save({"model": {"model.a.weight": tensor}}, storage_writer=writer, no_dist=True)
     opened = []
-    real = records._CODECS["stream.zstd/1"]
-    monkeypatch.setitem(records._CODECS, "stream.zstd/1", lambda s: opened.append(s) or real(s))
+    real = compressed_record._CODECS["stream.zstd/1"]
+    monkeypatch.setitem(
+        compressed_record._CODECS, "stream.zstd/1", lambda s: opened.append(s) or real(s)
+    )
     hubmerge.convert(tmp_path / "c", tmp_path / "out", dtype="auto")
     (found,) = load_file(tmp_path / "out" / "model.safetensors").values()
     assert torch.equal(found, tensor)

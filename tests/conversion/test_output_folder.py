@@ -17,7 +17,7 @@ import torch
 
 import hubmerge
 from hubmerge import api
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion import output_folder
 from hubmerge.conversion.output_folder import JOURNAL
 from hubmerge.conversion.shard_writer import write_shard

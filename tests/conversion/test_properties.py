@@ -7,7 +7,6 @@ only the collectives between them are replaced. That takes milliseconds instead 
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint._extension import ZStandard
@@ -27,16 +26,17 @@ from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
 import hubmerge
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.shard_writer import write_shard
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.weights import Box as WeightBox
+from hubmerge.names.views import NotAViewError, TensorView
 from hubmerge.names.weights import Naming, Weight
 from hubmerge.planning.plan import make_plan
 from tests.support import oracle
 from tests.support.checkpoints.cases_sharded import Tiled
 from tests.support.checkpoints.registry import filled
+from tests.support.recipes import SHAPES, Operation, apply, on_views, recipes
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -283,6 +283,7 @@ def test_no_block_size_changes_a_byte(saved: Saved, dtype: str, block_bytes: int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hubmerge.conversion.slabs.BLOCK_BYTES", block_bytes)
         patch.setattr("hubmerge.conversion.shard_writer.BLOCK_BYTES", block_bytes)
+        patch.setattr("hubmerge.conversion.shard_writer.SCRATCH_BYTES", 3 * block_bytes)
         assert_same_bytes(saved, dtype, 2_000_000_000)
 
 
@@ -298,51 +299,47 @@ def test_large_tensors_give_the_bytes_of_save_file(data: st.DataObject, dtype: s
 
 
 @st.composite
-def boxes_within(draw: st.DrawFn, shape: Sequence[int]) -> list[Box]:
-    """One to three boxes of a tensor: a slice, rows in another order, the same part twice."""
-    boxes = []
-    for _ in range(draw(st.integers(1, 3))):
-        offsets = tuple(draw(st.integers(0, max(0, n - 1))) for n in shape)
-        sizes = tuple(draw(st.integers(0, n - o)) for n, o in zip(shape, offsets, strict=True))
-        boxes.append((offsets, sizes))
-    return boxes
+def recipes_of_pieces(draw: st.DrawFn) -> tuple[Saved, list[Operation]]:
+    """Tensors of one shape, cut at random, and what is done to them."""
+    ranks, dtype = draw(st.integers(1, 3)), draw(st.sampled_from(FLOATS))
+    shape = draw(st.sampled_from(SHAPES))
+    tensors = {}
+    for name in "abc"[: draw(st.integers(1, 3))]:
+        full = draw(in_memory_order(filled(name, *shape, dtype=dtype)))
+        tensors[name] = Stored(full, draw(cut_boxes(full.shape, ranks)))
+    saved = Saved(tensors, ranks, draw(writer_options(list(SerializationFormat)[:1])))
+    return saved, draw(recipes(len(tensors), shape))
 
 
-@examples(80)
-@given(in_pieces(FLOATS), st.data(), st.sampled_from([24, 64, 1 << 20]))
-def test_any_slices_give_the_bytes_of_save_file(
-    saved: Saved, data: st.DataObject, block_bytes: int
+@examples(150)
+@given(recipes_of_pieces(), st.sampled_from(["bfloat16", "auto"]), st.sampled_from([24, 64, 1000]))
+def test_any_recipe_gives_the_bytes_of_save_file(
+    recipe: tuple[Saved, list[Operation]], dtype: str, block_bytes: int
 ) -> None:
-    """An output tensor may be any boxes of a stored one, such as an expert of fused experts."""
-    boxes = {name: data.draw(boxes_within(t.full.shape)) for name, t in saved.tensors.items()}
+    """Slices, transposed tensors, and tensors put together from several: torch's own elements."""
+    saved, operations = recipe
     with TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setattr("hubmerge.conversion.slabs.BLOCK_BYTES", block_bytes)
-        patch.setattr("hubmerge.conversion.shard_writer.BLOCK_BYTES", block_bytes)
+        patch.setattr("hubmerge.conversion.shard_writer.SCRATCH_BYTES", 3 * block_bytes)
         save_as_ranks(Path(scratch) / "checkpoint", saved)
-        written = write_slices(Path(scratch), boxes)
-    expected = {name: _slices(saved.tensors[name].full, parts) for name, parts in boxes.items()}
-    assert written == oracle.shard_bytes(oracle.cast(expected, "bfloat16"))
+        written = write_recipe(Path(scratch), saved, operations, dtype)
+    results = apply(operations, [stored.full for stored in saved.tensors.values()])
+    expected = {str(number): tensor for number, tensor in enumerate(results)}
+    assert written == oracle.shard_bytes(oracle.cast(expected, dtype))
 
 
-def write_slices(folder: Path, boxes: dict[str, list[Box]]) -> bytes:
-    """Convert only these boxes of each tensor, all into one file."""
+def write_recipe(folder: Path, saved: Saved, operations: Sequence[Operation], dtype: str) -> bytes:
+    """Convert what the operations make of the tensors, all into one file."""
     checkpoint = read_checkpoint(folder / "checkpoint")
-    weights = []
-    for name, parts in boxes.items():
-        shape = parts[0][1] if len(parts) == 1 else (sum(math.prod(size) for _, size in parts),)
-        source = checkpoint.tensors[f"model.{name}"]
-        weights.append(Weight(name, source, shape, tuple(WeightBox(*part) for part in parts)))
-    plan = make_plan(checkpoint, Naming(weights, [], "slices"), dtype="bfloat16", shard_size=10**9)
+    stored = [TensorView.whole(checkpoint.tensors[f"model.{name}"]) for name in saved.tensors]
+    try:
+        views = on_views(operations, stored)
+    except NotAViewError:
+        reject()
+    weights = [Weight(str(number), view) for number, view in enumerate(views)]
+    plan = make_plan(checkpoint, Naming(weights, [], "recipe"), dtype=dtype, shard_size=10**9)
     write_shard(plan.shards[0], DataFiles(checkpoint.folder), folder, lambda size: None)
     return (folder / "model.safetensors").read_bytes()
-
-
-def _slices(full: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
-    parts = [
-        full[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
-        for offsets, sizes in boxes
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
 
 
 def assert_refused(

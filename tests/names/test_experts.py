@@ -10,11 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hubmerge
-from hubmerge.checkpoint.schema import StoredTensor
-from hubmerge.errors import CheckpointError, UsageError
+from hubmerge.errors import UsageError
 from hubmerge.names.conversion_rules import _SLICING
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.views import NotAViewError, TensorView, halves, split_first
 from tests.support.trainers.models import build, logits
 from tests.support.trainers.saves import State, save, save_config
 
@@ -122,18 +120,17 @@ def test_what_is_fused_on_the_hub_is_not_split(tmp_path: Path) -> None:
             hubmerge.plan(checkpoint, model_assets_dir=assets, naming=SPLIT)
 
 
-def test_tensors_stored_apart_are_not_put_together(tmp_path: Path) -> None:
-    """A base model wants gate and up in one tensor that is stored as two: refused by name."""
+def test_tensors_stored_apart_are_put_together(tmp_path: Path) -> None:
+    """A base model has gate and up in one tensor that is stored as two."""
     model = build("qwen3_moe")
     assets = save_config(tmp_path / "assets", model)
     save_file(model.state_dict(), assets / "model.safetensors", metadata={"format": "pt"})
-    checkpoint = save(tmp_path / "checkpoint", {"model": veomni_stacks(model.state_dict())})
-    with pytest.raises(CheckpointError, match=r"unexpected: model\.layers\.0\.mlp\.experts"):
-        hubmerge.plan(checkpoint, model_assets_dir=assets)
+    ours = converted(tmp_path, veomni_stacks(model.state_dict()), model_assets_dir=assets)
+    assert_same(ours, model.state_dict())
 
 
 def test_experts_stay_slices_in_the_plan(tmp_path: Path) -> None:
-    """Each expert's tensor is one box of the stored stack: nothing is loaded to be cut."""
+    """Each expert's tensor is one part of the stored stack: nothing is loaded to be cut."""
     model = build("qwen3_moe")
     checkpoint = save(tmp_path / "checkpoint", {"model": model.state_dict()})
     assets = save_config(tmp_path / "assets", model)
@@ -141,37 +138,10 @@ def test_experts_stay_slices_in_the_plan(tmp_path: Path) -> None:
     tensors = {t.name: t for s in planned.shards for t in s.tensors}
     up = tensors["model.layers.1.mlp.experts.2.up_proj.weight"]
     assert up.key == "model.model.layers.1.mlp.experts.gate_up_proj"
-    assert [(b.offsets, b.sizes) for b in up.boxes] == [((2, 16, 0), (1, 16, 32))]
+    assert [(p.origin, p.offset, [a.size for a in p.axes]) for p in up.parts] == [
+        ((2, 16, 0), 0, [16, 32])
+    ]
     assert up.shape == (16, 32)
-
-
-def stored(*shape: int) -> TensorView:
-    """A stand-in for a tensor of this shape."""
-    return TensorView.whole(StoredTensor("t", "float32", shape, ()))
-
-
-def test_parts_do_what_tensors_do() -> None:
-    """Cutting and transposing a stand-in names exactly the elements that torch would give."""
-    tensor = torch.arange(4 * 6 * 5).reshape(4, 6, 5)
-
-    def cut(t: Any) -> Any:
-        return torch.transpose(
-            torch.chunk(torch.chunk(t, 4, dim=0)[2].squeeze(0), 2, dim=0)[1], 0, 1
-        )
-
-    weight = cut(stored(4, 6, 5)).weight("w")
-    ours = tensor[tuple(slice(o, o + n) for o, n in zip(*weight.boxes[0][:2], strict=True))]
-    assert weight.order is not None
-    assert torch.equal(ours.permute(weight.order).reshape(weight.shape), cut(tensor))
-
-
-def test_parts_refuse_what_moves_elements_together() -> None:
-    """Two tensors made one, or uneven pieces, are no slices."""
-    with pytest.raises(NotAViewError):
-        torch.cat([stored(2, 2), stored(2, 2)])  # type: ignore[list-item]
-    with pytest.raises(NotAViewError):
-        halves(stored(3, 2))
-    assert [part.shape for part in split_first(stored(3, 2, 2))] == [(2, 2)] * 3
 
 
 def test_transformers_conversion_mapping_is_what_we_read() -> None:

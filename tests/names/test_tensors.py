@@ -12,14 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hubmerge
+from hubmerge.checkpoint.boxes import BLOCK_BYTES, same_elements
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.checkpoint.records import DataFiles
 from hubmerge.conversion.shard_writer import write_shard
-from hubmerge.conversion.slabs import BLOCK_BYTES, same_elements
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.weights import Box, Naming, Weight
-from hubmerge.planning.plan import make_plan, plan_as_stored
+from hubmerge.names.views import TensorView
+from hubmerge.names.weights import Naming, Weight
+from hubmerge.planning.plan import make_plan
 from tests.support.checkpoints.fixtures import checkpoint_path
 from tests.support.oracle import same_tensor
 from tests.support.trainers.models import build
@@ -93,7 +94,7 @@ def test_large_tensors_are_compared_whole(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(
         save(tmp_path / "c", {"model": {"a.w": one, "b.w": one.clone(), "c.w": other}})
     )
-    tensors = {key: plan_as_stored(t) for key, t in checkpoint.tensors.items()}
+    tensors = checkpoint.tensors
     files = DataFiles(checkpoint.folder)
     assert same_elements(tensors["model.a.w"], tensors["model.b.w"], files)
     assert not same_elements(tensors["model.a.w"], tensors["model.c.w"], files)
@@ -266,16 +267,11 @@ def test_transposed_and_stepped_parts_are_streamed(dtype: str, tmp_path: Path) -
     matrix = torch.randn(1999, 701)
     source = save(tmp_path / "c", {"model": {"t.w": tensor, "m.w": matrix}})
     checkpoint = read_checkpoint(source)
-    stack, rows = checkpoint.tensors["model.t.w"], checkpoint.tensors["model.m.w"]
+    stack, rows = (TensorView.whole(checkpoint.tensors[f"model.{n}.w"]) for n in "tm")
     weights = [
-        Weight("expert", stack, (1300, 700), (Box((1, 0, 0), (1, 700, 1300)),), (0, 2, 1)),
-        Weight("all", stack, (1300, 700, 3), (Box((0, 0, 0), BIG),), (2, 1, 0)),
-        Weight(
-            "odd, even",
-            rows,
-            (1999, 701),
-            (Box((1, 0), (999, 701), 2), Box((0, 0), (1000, 701), 2)),
-        ),
+        Weight("expert", stack[1].transpose(0, 1)),
+        Weight("all", stack.permute(2, 1, 0)),
+        Weight("odd, even", TensorView.cat([rows[1::2], rows[::2]])),
     ]
     found = write_weights(tmp_path / "out", source, weights, dtype)
     expected = {
@@ -301,15 +297,9 @@ def test_stepped_rows_of_sharded_tensors(case: str, tmp_path: Path) -> None:
         name = key.removeprefix("model.")
         if len(stored.shape) != 2 or min(stored.shape) < 3 or name not in plain:
             continue
-        rows, columns = stored.shape
-        count = len(range(1, rows, 3))
-        weights.append(
-            Weight(f"3 {name}", stored, (count, columns), (Box((1, 0), (count, columns), 3),))
-        )
-        expected[f"3 {name}"] = plain[name][1::3]
-        box = Box((0, 0), stored.shape)
-        weights.append(Weight(f"t {name}", stored, (columns, rows), (box,), (1, 0)))
-        expected[f"t {name}"] = plain[name].t()
+        view = TensorView.whole(stored)
+        weights += [Weight(f"3 {name}", view[1::3]), Weight(f"t {name}", view.transpose(0, 1))]
+        expected |= {f"3 {name}": plain[name][1::3], f"t {name}": plain[name].t()}
     found = write_weights(tmp_path / "out", source, weights)
     assert len(expected) > 4
     differ = [name for name in expected if not same_tensor(found[name], expected[name])]

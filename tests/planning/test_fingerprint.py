@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from hubmerge import api
-from hubmerge.checkpoint.records import DataFiles
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.planning.fingerprint import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -17,12 +17,15 @@ import pytest
 
 import hubmerge
 from hubmerge.checkpoint import metadata, record_pickle
+from hubmerge.checkpoint.boxes import BLOCK_BYTES, cut, same_elements
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.checkpoint.records import DataFiles
-from hubmerge.checkpoint.schema import Chunk, StoredTensor
-from hubmerge.conversion.slabs import BLOCK_BYTES, same_elements, slabs
+from hubmerge.checkpoint.schema import Box, Chunk, StoredTensor
+from hubmerge.conversion.slabs import slabs
 from hubmerge.errors import CheckpointError
-from hubmerge.planning.plan import plan_as_stored
+from hubmerge.hf_format.dtypes import BY_NAME
+from hubmerge.names.views import TensorView
+from hubmerge.planning.plan import PlannedTensor
 from tests.security.attacks import records
 from tests.security.attacks.checkpoints import (
     FILE,
@@ -162,12 +165,15 @@ def test_a_hostile_shape_is_cut_one_slab_at_a_time() -> None:
     shape = (10**9, 2**22)
     stored = StoredTensor("a", "float32", shape, [Chunk((0, 0), shape, FILE, 0, 100)])
 
-    def cut() -> None:
-        first = list(islice(slabs(plan_as_stored(stored)), 9))
-        assert [slab.box.offsets for slab in first[:2]] == [(0, 0), (0, BLOCK_BYTES // 4)]
-        assert first[8].box.offsets == (1, 0)
+    def cut_it() -> None:
+        first = list(islice(cut(Box((0, 0), shape), BLOCK_BYTES // 4), 9))
+        assert [box.offsets for box in first[:2]] == [(0, 0), (0, BLOCK_BYTES // 4)]
+        assert first[8].offsets == (1, 0)
+        fp32 = BY_NAME["float32"]
+        planned = PlannedTensor("a", fp32, shape, fp32, TensorView.whole(stored).parts)
+        assert [slab.start for slab in islice(slabs(planned), 3)] == [0, 2**19, 2**20]
 
-    assert in_little_memory(cut) == 0
+    assert in_little_memory(cut_it) == 0
 
 
 def test_tensors_are_compared_once_all_their_parts_are_there(tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_tensors_are_compared_once_all_their_parts_are_there(tmp_path: Path) -> 
     rows = [records.record(pickle, bytes([n]) * row * 4) for n in range(2)]
     chunks = [(size(n, 0), size(1, row), file, 0) for n, file in enumerate((FILE, "__1_0.distcp"))]
     two_tensors(size(2, row), chunks, b"".join(rows)).write(tmp_path / "checkpoint")
-    left, right = map(plan_as_stored, read_checkpoint(tmp_path / "checkpoint").tensors.values())
+    left, right = read_checkpoint(tmp_path / "checkpoint").tensors.values()
     with pytest.raises(CheckpointError, match=r"__1_0.distcp: .*embed_tokens"):
         same_elements(left, right, DataFiles(tmp_path / "checkpoint"))
 

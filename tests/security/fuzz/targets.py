@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import hubmerge
+from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.metadata import read_checkpoint
-from hubmerge.checkpoint.records import DataFiles
 from hubmerge.checkpoint.schema import Chunk
 from hubmerge.checkpoint.tiling import covering_chunks
 from hubmerge.hf_format.assets import collect_assets
