@@ -1,116 +1,207 @@
-"""The real loader's verdict on the names, before a byte is converted.
+"""Check names and shapes with transformers' own loader, before a byte is converted.
 
-The planned files are written as headers with a hole for the data (a few KB of disk), opened with
-safetensors' own reader, and what that sees is loaded by transformers onto the meta device: whatever
-it then calls missing, unexpected or mismatched, it would call so after hours of conversion and
-upload. Tensors are made on the meta device before transformers gets them: it would read the holes
-otherwise, which takes minutes for the largest models.
+What the loader calls missing, unexpected or of another shape now, it would call so after hours of
+conversion and upload. It is given tensors of the meta device, which have a shape and no data.
+
+The check is about the weights and nothing else. `from_pretrained` would also ask for accelerate, a
+quantizer and its GPU, and files to download, and each of them would become a verdict that differs
+from machine to machine. So only its inner part is called: the one that renames and converts a
+state dict and puts it into a model.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from hubmerge.errors import CheckpointError
 from hubmerge.formatting import format_list
+from hubmerge.hf_format.dtypes import DType
 from hubmerge.names.architecture import Architecture, quiet_transformers
 from hubmerge.names.reference import differences
+from hubmerge.system.offline import no_network
 
-Shapes = dict[str, tuple[int, ...]]
+Shape = tuple[int, ...]
 
 
-class PlannedFile(Protocol):
-    """One output file: its name, its first bytes, and how long it will be."""
+class PlannedTensor(Protocol):
+    """One tensor as it will be published."""
 
     @property
-    def filename(self) -> str: ...
+    def name(self) -> str: ...
     @property
-    def header(self) -> bytes: ...
+    def shape(self) -> Shape: ...
     @property
-    def size_bytes(self) -> int: ...
+    def dtype(self) -> DType: ...
 
 
-def check_with_loader(files: Iterable[PlannedFile], architecture: Architecture) -> None:
-    """Load the planned files without their data.
+@dataclass(frozen=True)
+class Verdict:
+    """How names and shapes differ from those of the model.
+
+    Attributes:
+        mismatched: name, shape, and the shape that the model has.
+    """
+
+    unexpected: frozenset[str]
+    missing: frozenset[str]
+    mismatched: tuple[tuple[str, Shape, Shape], ...]
+
+    def problems(self) -> list[str]:
+        """Return what is wrong, in words; nothing if everything fits."""
+        problems = [differences(self.unexpected, self.missing)]
+        mismatched = [
+            f"{name} is {ours}, the model has {theirs}" for name, ours, theirs in self.mismatched
+        ]
+        if mismatched:
+            problems.append(f"{len(mismatched)} of another shape: {format_list(mismatched)}")
+        return [problem for problem in problems if problem]
+
+    @property
+    def count(self) -> int:
+        return len(self.unexpected) + len(self.missing) + len(self.mismatched)
+
+
+def check_with_loader(tensors: Iterable[PlannedTensor], architecture: Architecture) -> list[str]:
+    """Load the planned tensors, without data, into the model.
+
+    Returns:
+        Why the loader could not be asked, if so; names and shapes were compared without it.
 
     Raises:
         CheckpointError: a name or shape is not what the model has; all are listed.
     """
-    with tempfile.TemporaryDirectory(prefix="hubmerge-check-") as folder:
-        tensors: dict[str, Any] = {}
-        for file in files:
-            tensors |= _without_data(file, Path(folder) / file.filename)
-    info = _load(tensors, architecture)
-    if isinstance(info, str):
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        problems = [info, *_own_comparison(shapes, architecture)]
-    else:
-        problems = _problems(info)
+    shapes = _without_quantized(tensors, architecture)
+    warnings = []
+    try:
+        with no_network(), quiet_transformers():
+            verdict = _ask_loader(shapes, architecture)
+    except Exception as error:  # noqa: BLE001 - whatever transformers raises, it is no verdict
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        verdict = _compare(shapes, architecture)
+        warnings.append(
+            f"transformers' loader could not be asked ({reason}): names and shapes were compared "
+            "with those that save_pretrained writes"
+        )
+    problems = verdict.problems()
     if problems:
         raise CheckpointError(
             f"{architecture.model_class.__name__} would not load whole: " + "; ".join(problems),
             "Correct names with --rename or --model-key, or check that the config is this "
             "model's; --no-check-model converts all the same.",
         )
+    return warnings
 
 
-def _without_data(file: PlannedFile, path: Path) -> dict[str, Any]:
-    """The tensors of a planned file as safetensors sees them, on the meta device."""
+class _ConversionError(Exception):
+    """The loader got names that it knows, and could not make the model's tensors of them."""
+
+
+def _ask_loader(shapes: Mapping[str, Shape], architecture: Architecture) -> Verdict:
+    """Load tensors of these shapes as `from_pretrained` does.
+
+    Of transformers, these are inner functions: `tests/names/test_loader_check.py` fails when they
+    change.
+    """
     import torch
-    from safetensors import safe_open
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
 
-    with open(path, "wb") as out:
-        out.write(file.header)
-        out.truncate(file.size_bytes)
-    with safe_open(path, framework="pt") as opened:
-        return {
-            name: torch.empty(opened.get_slice(name).get_shape(), device="meta")
-            for name in opened.keys()  # noqa: SIM118 - it is no mapping
-        }
-
-
-def _load(tensors: dict[str, Any], architecture: Architecture) -> Mapping[str, Any] | str:
-    """What the loader says of the tensors: its lists of keys, or why it refuses them."""
-    try:
-        with quiet_transformers():
-            _, info = architecture.model_class.from_pretrained(
-                None,
-                config=deepcopy(architecture.model.config),
-                state_dict=tensors,
-                device_map="meta",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except Exception as error:  # noqa: BLE001 - whatever the loader raises is its verdict
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return dict(info)
-
-
-def _problems(info: Mapping[str, Any]) -> list[str]:
-    """The loader's verdict in words; nothing where everything fits."""
-    problems = [differences(info["unexpected_keys"], info["missing_keys"])]
+    meta = torch.device("meta")
+    model = architecture.build_again()
+    rules = get_model_conversion_mapping(model)
+    for rule in rules:
+        if getattr(rule, "force_cpu", False):
+            rule.force_cpu = False  # there are no data to convert
+    info, _ = convert_and_load_state_dict_in_model(
+        model=model,
+        state_dict={name: torch.empty(shape, device=meta) for name, shape in shapes.items()},
+        load_config=LoadStateDictConfig(
+            ignore_mismatched_sizes=True,
+            device_map={"": meta},
+            dtype=torch.float32,
+            weight_mapping=rules,
+        ),
+    )
+    if info.conversion_errors:
+        raise _ConversionError("; ".join(info.conversion_errors.values()))
+    model.mark_tied_weights_as_initialized(info)
+    model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(info)
     mismatched = [
-        f"{name} is {tuple(ours)}, the model has {tuple(theirs)}"
-        for name, ours, theirs in sorted(info["mismatched_keys"])
+        (name, tuple(ours), tuple(theirs)) for name, ours, theirs in sorted(info.mismatched_keys)
     ]
-    if mismatched:
-        problems.append(f"{len(mismatched)} of another shape: {format_list(mismatched)}")
-    return [problem for problem in problems if problem]
+    return Verdict(frozenset(info.unexpected_keys), frozenset(info.missing_keys), tuple(mismatched))
 
 
-def _own_comparison(shapes: Shapes, architecture: Architecture) -> list[str]:
-    """What differs from what `save_pretrained` would write: why the loader may have refused."""
-    wanted = architecture.hub_shapes
-    mismatched = [
-        f"{name} is {shape}, the model has {wanted[name]}"
+def _compare(shapes: Mapping[str, Shape], architecture: Architecture) -> Verdict:
+    """Compare with what `save_pretrained` would write, and with the model's names in memory."""
+    return min(
+        (
+            _difference(shapes, wanted, architecture)
+            for wanted in (architecture.hub_shapes, architecture.names)
+        ),
+        key=lambda verdict: verdict.count,
+    )
+
+
+def _difference(
+    shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], architecture: Architecture
+) -> Verdict:
+    missing = set(wanted) - set(shapes)
+    for name, other in architecture.ties.items():
+        # One of the two is enough.
+        if name in shapes or other in shapes:
+            missing -= {name, other}
+    unexpected = set(shapes) - set(wanted)
+    mismatched = tuple(
+        (name, shape, wanted[name])
         for name, shape in sorted(shapes.items())
         if name in wanted and wanted[name] != shape
-    ]
-    problems = [differences(shapes, wanted.keys() - architecture.ties.keys())]
-    if mismatched:
-        problems.append(f"{len(mismatched)} of another shape: {format_list(mismatched)}")
-    return [problem for problem in problems if problem]
+    )
+    return Verdict(
+        frozenset(name for name in unexpected if not architecture.ignores_unexpected(name)),
+        frozenset(name for name in missing if not architecture.ignores_missing(name)),
+        mismatched,
+    )
+
+
+def _without_quantized(
+    tensors: Iterable[PlannedTensor], architecture: Architecture
+) -> dict[str, Shape]:
+    """Put the model's own tensors in place of those of modules that are stored quantized.
+
+    Only the quantizer knows what those are called, and it may not be installed. What the config
+    says of a quantization counts for nothing here if the weights have none.
+    """
+    planned = {tensor.name: tensor for tensor in tensors}
+    shapes = {name: tensor.shape for name, tensor in planned.items()}
+    if not architecture.says_quantized:
+        return shapes
+    own = {**architecture.names, **architecture.hub_shapes}
+    modules = {name.rpartition(".")[0] for name in own}
+    quantized = {
+        _module_of(name, modules)
+        for name, tensor in planned.items()
+        if tensor.dtype.kind == "scaled"
+        or (tensor.dtype.kind == "int" and not architecture.is_integer(name))
+    }
+    for name in planned:
+        if _module_of(name, modules) in quantized and shapes[name] != own.get(name):
+            del shapes[name]
+    for name, shape in architecture.hub_shapes.items():
+        # A bias is never quantized.
+        if name.rpartition(".")[0] in quantized and not name.endswith("bias"):
+            shapes.setdefault(name, shape)
+    return shapes
+
+
+def _module_of(name: str, modules: set[str]) -> str | None:
+    """Return the innermost of these modules that a name is in."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        if name in modules:
+            return name
+    return None

@@ -84,7 +84,8 @@ def prepare(
         return plan, _adapter_assets(plan, beside, assets_dir, options)
     assets = collect_assets(assets_dir, plan.main_dtype)
     if options.check_model:
-        _check(plan, naming, known.truth)
+        warnings = _check(plan, naming, known.truth)
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
     return plan, assets
 
 
@@ -147,17 +148,19 @@ def _architecture(
         return None
 
 
-def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> None:
-    """The loader's verdict where there can be one, else the base model's."""
+def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
+    """Ask the loader, or else the base model; return what could not be checked."""
     if truth.architecture is not None:
-        check_with_loader(plan.shards, truth.architecture)
-    elif truth.reference is not None:
+        tensors = (tensor for shard in plan.shards for tensor in shard.tensors)
+        return check_with_loader(tensors, truth.architecture)
+    if truth.reference is not None:
         different = differences((w.name for w in naming.weights), truth.reference.files)
         if different:
             raise CheckpointError(
                 f"these are not the names of the base model {truth.reference.label}: {different}",
                 "Correct them with --rename or --model-key; --no-check-model converts them so.",
             )
+    return []
 
 
 def _adapter_assets(

@@ -107,6 +107,42 @@ def mamba(**changes: Any) -> Model:
     return MambaForCausalLM(MambaConfig(**(sizes | changes)))
 
 
+def qwen2_5_omni() -> Model:
+    """Hears, sees and speaks; its class wants a file of speakers beside the weights."""
+    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
+
+    rotary = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rotary,
+    }  # fmt: skip
+    audio = {
+        "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+        "num_mel_bins": 8, "output_dim": 32, "n_window": 10,
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+        "out_hidden_size": 32, "patch_size": 4,
+    }  # fmt: skip
+    speech = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8,
+        "ff_mult": 1, "emb_dim": 8, "num_embeds": 8, "mel_dim": 4, "enc_dim": 8, "enc_emb_dim": 8,
+        "enc_channels": [8, 8, 8, 8, 24], "enc_attention_channels": 4, "enc_se_channels": 4,
+        "enc_res2net_scale": 2,
+    }  # fmt: skip
+    vocoder = {
+        "mel_dim": 4, "upsample_initial_channel": 16, "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3, 5]], "upsample_rates": [2],
+        "upsample_kernel_sizes": [4],
+    }  # fmt: skip
+    config = Qwen2_5OmniConfig(
+        thinker_config={"text_config": text, "audio_config": audio, "vision_config": vision},
+        talker_config={**text, "embedding_size": 32, "head_dim": 16},
+        token2wav_config={"dit_config": speech, "bigvgan_config": vocoder},
+    )
+    return Qwen2_5OmniForConditionalGeneration(config)
+
+
 ARCHITECTURES: dict[str, Callable[..., Model]] = {
     build.__name__: build
     for build in (
