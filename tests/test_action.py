@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 
 from hubmerge.cli.app import cli
 from tests.support.fake_hub import Hub
+from tests.support.installed import BIN, OTHER
 from tests.support.push.checks import expected_weights, readers_saw_only
 from tests.support.push.models import Model
 
@@ -60,7 +63,9 @@ class Outcome:
 def run(hub: Hub, action: dict[str, Any], model: Model, tmp_path: Path) -> Run:
     """Run the script with the environment that GitHub makes of the action's inputs."""
 
-    def start(env: dict[str, str] | None = None, **inputs: str) -> Outcome:
+    def start(
+        env: dict[str, str] | None = None, steps: Sequence[Sequence[str]] = (), **inputs: str
+    ) -> Outcome:
         given = {"load-dir": str(model.load_dir), "model-assets-dir": str(model.assets)}
         given |= {"repo-id": "alice/model", "shard-size": "15000", "token": hub.token}
         given |= {name.replace("_", "-"): value for name, value in inputs.items()}
@@ -74,10 +79,9 @@ def run(hub: Hub, action: dict[str, Any], model: Model, tmp_path: Path) -> Run:
             (tmp_path / name).write_text("")
         variables["GITHUB_OUTPUT"] = str(tmp_path / "outputs")
         variables["GITHUB_STEP_SUMMARY"] = str(tmp_path / "summary")
-        command = [sys.executable, str(SCRIPT)]
-        done = subprocess.run(
-            command, env=variables | (env or {}), capture_output=True, text=True, check=False
-        )
+        for command in steps or [[str(BIN / "python"), str(SCRIPT)]]:
+            done = subprocess.run(command, env=variables | (env or {}), capture_output=True,
+                                  text=True, check=False, cwd=tmp_path)  # fmt: skip
         return Outcome(tmp_path, done)
 
     return start
@@ -97,6 +101,7 @@ def test_the_action_pushes(hub: Hub, run: Run, model: Model) -> None:
     assert hub.repo("alice/model").resolve("main").title == "From CI"
     assert hub.repo("alice/model").refs["refs/tags/v1"] == head
     assert hub.token not in outcome.text + outcome.summary
+    assert f"Pushed: {hub.url}/alice/model" in outcome.text
     readers_saw_only(hub, "alice/model", expected_weights(model))
 
 
@@ -110,23 +115,98 @@ def test_the_action_pushes(hub: Hub, run: Run, model: Model) -> None:
         ({"private": "yes"}, "private: 'yes' is neither true nor false"),
         ({"repo_id": " "}, "repo-id: is missing"),
         ({"trusted_publisher": "true"}, "token and trusted-publisher exclude each other"),
-        ({"trusted_publisher": "true", "token": ""}, "needs `permissions: id-token: write`"),
+        (
+            {"trusted_publisher": "true", "token": ""},
+            "trusted-publisher: the job needs `permissions: id-token: write`",
+        ),
     ],
 )
 def test_inputs_that_are_refused(inputs: dict[str, str], said: str, hub: Hub, run: Run) -> None:
     """What looks like an option, or is none of what is expected, ends before anything is run."""
     outcome = run(**inputs)
-    assert (outcome.code, outcome.outputs, outcome.summary) == (2, {}, "")
-    assert said in outcome.text
+    assert (outcome.code, outcome.outputs) == (2, {})
+    assert said in html.unescape(outcome.summary)
+    assert f"::error title=hubmerge push failed::Error: {said}" in outcome.text
     assert len(hub.log) == 0
 
 
 @pytest.mark.parametrize("transport", ["lfs"])
 def test_the_commands_exit_code_is_the_actions(hub: Hub, run: Run) -> None:
-    """A refused token ends the step with the command's own code and message, and no outputs."""
+    """A refused token ends the step with the command's code; error and hint are annotated."""
     outcome = run(token=hub.tokens["read"], model_assets_dir="")
-    assert (outcome.code, outcome.outputs, outcome.summary) == (6, {}, "")
-    assert outcome.text.count("Error: ") == 1
+    assert (outcome.code, outcome.outputs) == (6, {})
+    error, hint = re.findall(r"^((?:Error|Hint): .*)$", outcome.text, re.MULTILINE)
+    assert f"\n::error title=hubmerge push failed::{error}%0A{hint}\n" in outcome.text
+    heading, _, reasons = outcome.summary.partition("\n\n")
+    assert heading == "### Push failed, exit code 6"
+    assert html.unescape(reasons) == f"<pre>{error}\n{hint}</pre>\n"
+
+
+@pytest.mark.parametrize("transport", ["lfs"])
+def test_a_push_with_nothing_to_do_says_so(hub: Hub, run: Run) -> None:
+    """In the log and in the summary, with the same outputs."""
+    first = run()
+    again = run()
+    assert (again.code, again.outputs) == (0, first.outputs)
+    assert f"Nothing to do: {hub.url}/alice/model" in again.text
+    assert "Pushed" not in again.text + again.summary
+
+
+def test_the_message_of_an_annotation_is_one_line(script: dict[str, Any]) -> None:
+    """What a message quotes neither ends it nor is undone by the runner's own escapes."""
+    made = script["workflow_command"]("error", "50%0A\r\n::add-mask::x", "title")
+    assert made == "::error title=title::50%250A%0D%0A::add-mask::x\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "reasons"),
+    [
+        ("print('##[add-mask]x', file=sys.stderr); print('out')", 0, []),
+        ("print('Error: a\\nHint: b', file=sys.stderr); sys.exit(6)", 6, ["Error: a", "Hint: b"]),
+        ("os.kill(os.getpid(), 9)", 137, []),
+    ],
+)
+def test_what_the_command_prints_is_no_command_to_the_runner(
+    program: str, code: int, reasons: list[str], script: dict[str, Any], capfd: Any
+) -> None:
+    """All of it stands between two lines that stop the runner's commands and resume them."""
+    command = [sys.executable, "-c", f"import os, sys; {program}"]
+    ended, out, why = script["run_command"](command, os.environ)
+    assert (ended, out, why) == (code, "out\n" if code == 0 else "", reasons)
+    first, *_, last = capfd.readouterr().out.splitlines()
+    assert first.startswith("::stop-commands::")
+    assert last == f"::{first.removeprefix('::stop-commands::')}::"
+
+
+@pytest.mark.parametrize("transport", ["lfs"])
+def test_nothing_in_the_workspace_is_imported(run: Run, tmp_path: Path) -> None:
+    """A job's own folder named as ours, or as a package that we use, is not taken for it."""
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no PYTHONSAFEPATH")
+    for name in ("hubmerge", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    assert run().code == 0
+
+
+@pytest.mark.skipif(OTHER is None, reason="installs from a package registry; .ci/run has this run")
+@pytest.mark.parametrize("transport", ["lfs"])
+def test_the_two_steps_of_the_action(
+    hub: Hub, run: Run, action: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its own install lines, then its push, with the shell options that a runner gives."""
+    shell = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c"]
+    env = {
+        "RUNNER_TEMP": str(tmp_path),
+        "HUBMERGE_SOURCE": str(ROOT),
+        "HUBMERGE_SCRIPT": str(SCRIPT),
+    }
+    outcome = run(env, [[*shell, step["run"]] for step in action["runs"]["steps"]])
+    assert outcome.code == 0, outcome.text
+    assert outcome.outputs["commit"] == hub.head("alice/model")
+    python = tmp_path / "hubmerge" / "bin" / "python"
+    where = [str(python), "-c", "import hubmerge; print(hubmerge.__file__)"]
+    found = subprocess.run(where, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert Path(found).is_relative_to(tmp_path)
 
 
 def test_the_trusted_publisher(script: dict[str, Any]) -> None:
@@ -135,6 +215,7 @@ def test_the_trusted_publisher(script: dict[str, Any]) -> None:
            "ACTIONS_ID_TOKEN_REQUEST_URL": "here", "HF_TOKEN": "other"}  # fmt: skip
     assert script["environment"](env) == {
         "HF_OIDC_RESOURCE": "org/model", "ACTIONS_ID_TOKEN_REQUEST_URL": "here",
+        "PYTHONSAFEPATH": "1",
     }  # fmt: skip
 
 

@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.fake_hub.server import Hub
+from tests.support.installed import BIN, OTHER
 
 README = Path(__file__).parent.parent / "README.md"
 SETUP = 'pip install "torch=='
@@ -47,7 +47,7 @@ def readme_hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
 
 def run(command: str, folder: Path, env: dict[str, str]) -> str:
     """Run one command as a reader of the README would, in `folder`."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     done = subprocess.run(
         command.replace("my-org", "alice"),
         shell=True,
@@ -62,12 +62,20 @@ def run(command: str, folder: Path, env: dict[str, str]) -> str:
 
 
 def test_the_two_commands_that_set_up() -> None:
-    """The two commands are there, word for word: .ci/run takes the second one from here."""
+    """The two commands are there, word for word: .ci/run takes them from here."""
     setup = [line for block in blocks("bash") for line in block.splitlines() if SETUP in line]
     assert setup == [
         'pip install "torch==2.13.0" -e . && hubmerge demo',
         'pip install "torch==2.13.0" -e ".[test]" && pytest',
     ]
+
+
+@pytest.mark.skipif(OTHER is None, reason="the tests' own environment is used")
+def test_what_is_installed_is_not_the_tree(tmp_path: Path) -> None:
+    """The commands run what a user gets, from a wheel."""
+    found = run("python -c 'import hubmerge; print(hubmerge.__file__)'", tmp_path, {})
+    assert Path(found).is_relative_to(BIN.parent)
+    assert "site-packages" in found
 
 
 def test_each_command_does_what_the_readme_says(workplace: Path, readme_hub: Hub) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from huggingface_hub import HfApi
 
 from tests.support.fake_hub import Hub
 from tests.support.fake_hub.call import Call
+from tests.support.patience import ENDLESS_SECONDS, NET_SECONDS
 from tests.support.push import driver
 from tests.support.push.checks import (
     downloads_whole,
@@ -35,24 +37,25 @@ pytest_plugins = ["tests.support.push.plugin"]
 def test_interrupted_while_uploading(
     number: signal.Signals, code: int, hub: Hub, model: Model, tmp_path: Path
 ) -> None:
-    """It ends within two seconds, says in one line that the same command resumes, and it does."""
+    """It ends without the Hub's answer, says that the same command resumes, and it does."""
     hub.create_repo(REPO)
     endpoint = {"xet": "xet_write_token", "lfs": "lfs_put"}[hub.transport]
     pid: list[int] = []
-    sent: list[float] = []
+    ended = threading.Event()
 
     def interrupt(_: Call) -> None:
-        sent.append(time.monotonic())
         os.kill(pid[0], number)
-        time.sleep(3)
+        ended.wait(ENDLESS_SECONDS)
 
     hub.faults.add(endpoint, hook=interrupt, skip=1)
     argv = ["push", "--repo-id", REPO, *model.argv()]
     env = hub.env(TMPDIR=str(tmp_path))
     child = driver.start(argv, env, tmp_path / "first")
     pid.append(child.pid)
-    assert child.wait() == code
-    assert time.monotonic() - sent[0] < 2
+    try:
+        assert child.wait() == code
+    finally:
+        ended.set()
     word = {130: "interrupted", 143: "terminated"}[code]
     assert (
         child.err.splitlines()[-1]
@@ -146,7 +149,7 @@ def torchrun(hub: Hub, folder: Path, *argv: str) -> subprocess.CompletedProcess[
     ]  # fmt: skip
     env = hub.env(TMPDIR=str(folder), OMP_NUM_THREADS="1")
     return subprocess.run(
-        command, env=env, capture_output=True, text=True, check=False, timeout=120
+        command, env=env, capture_output=True, text=True, check=False, timeout=2 * NET_SECONDS
     )
 
 
@@ -242,9 +245,7 @@ def test_a_rank_finds_the_checkpoint_damaged(
     argv = ["push", "--repo-id", REPO, "--load-dir", str(damaged), *model.argv()[2:]]
     if command == "--no-push":
         argv += ["--no-push", "--save-dir", str(tmp_path / "out")]
-    began = time.monotonic()
     children = ranks(hub, tmp_path, *argv)
-    assert time.monotonic() - began < 12  # nobody waits longer than for the first to have said it
     assert [child.process.exitcode for child in children] == [3, 3, 3], children[0].err
     assert [child.err.count("Error: ") for child in children] == [1, 0, 0]
     assert weights_of(hub.files(REPO)) == {}
@@ -255,11 +256,9 @@ def test_a_rank_fails_while_the_others_upload(hub: Hub, model: Model, tmp_path: 
     """Those whose staging folder is full, and whose uploads take long, notice it at once."""
     hub.create_repo(REPO)
     hub.faults.add("lfs_batch", status=403)  # whichever rank asks first
-    hub.faults.add("lfs_put", times=None, hold=30.0)
+    hub.faults.add("lfs_put", times=None, hold=ENDLESS_SECONDS)
     argv = ["push", "--repo-id", REPO, *model.argv("--max-disk", "30KB", shard_size=8_000)]
-    began = time.monotonic()
     children = ranks(hub, tmp_path, *argv)
-    assert time.monotonic() - began < 12
     assert [child.process.exitcode for child in children] == [6, 6, 6], children[0].err
     assert [child.err.count("Error: ") for child in children] == [1, 0, 0]
     assert "HTTP 403" in children[0].err

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from hubmerge.cli.signals import _CLEAN_UP_SECONDS
+from tests.support.patience import end_soon
 
 BEFORE = """
 import hashlib, threading, time, weakref
@@ -25,20 +27,20 @@ def work():
 class Finalized:
     def __del__(self):
         print("ready", flush=True)
-        time.sleep(20)
+        time.sleep(600)
 
 def in_a_finalizer():
     Finalized()
-    time.sleep(20)
+    time.sleep(600)
 
 def in_a_callback():
     def callback(_):
         print("ready", flush=True)
-        time.sleep(20)
+        time.sleep(600)
     target = type("Target", (), {})()
     reference = weakref.ref(target, callback)
     del target
-    time.sleep(20)
+    time.sleep(600)
 
 def in_native_code():
     threading.Timer(0.5, print, ["ready"], {"flush": True}).start()
@@ -47,13 +49,13 @@ def in_native_code():
 def in_code_that_drops_it():
     try:
         print("ready", flush=True)
-        time.sleep(20)
+        time.sleep(600)
     except BaseException:
-        time.sleep(20)
+        time.sleep(600)
 
 def in_python():
     print("ready", flush=True)
-    time.sleep(20)
+    time.sleep(600)
 
 with ended_by_signals(say):
     work()
@@ -73,16 +75,14 @@ with ended_by_signals(say):
 )
 def test_it_ends_within_two_seconds(where: str, cleans_up: bool, number: signal.Signals) -> None:
     """The main thread cleans up where it can; the process ends, and says so once, in each case."""
+    assert _CLEAN_UP_SECONDS <= 1  # the rest of the two is for a busy machine
     program = BEFORE.replace("wait()", f"{where}()")
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    sent = time.monotonic()
-    out, err = process.communicate(timeout=15)
-    assert time.monotonic() - sent < 2
+    out, err = end_soon(process, number)
     assert process.returncode == 128 + number
     assert out == "cleaned up\n" * cleans_up + f"said {int(number)}\n"
     assert err == ""

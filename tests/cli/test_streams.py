@@ -20,6 +20,7 @@ from tests.support.faults.conversion import (
     push,
     source,
 )
+from tests.support.patience import NET_SECONDS
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
@@ -42,7 +43,7 @@ def test_a_terminal_that_goes_does_not_end_the_work(shard_size: str, tmp_path: P
     os.close(theirs)
     assert os.read(ours, 1)
     os.close(ours)
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=NET_SECONDS)
     assert process.returncode == 0
     assert stdout.startswith("✓ Converted".encode())
 

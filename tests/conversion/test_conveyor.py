@@ -8,6 +8,7 @@ import time
 import pytest
 
 from hubmerge.conversion.conveyor import Conveyor
+from tests.support.patience import NET_SECONDS
 
 
 def send(conveyor: Conveyor, content: bytes) -> memoryview:
@@ -36,7 +37,7 @@ def test_every_stage_sees_all_in_order() -> None:
 def test_the_caller_waits_for_a_free_block() -> None:
     """No more than the given blocks are ever in use."""
     go_on = threading.Event()
-    with Conveyor([lambda _content: go_on.wait(10)], 2, 1) as conveyor:
+    with Conveyor([lambda _content: go_on.wait(NET_SECONDS)], 2, 1) as conveyor:
         send(conveyor, b"a")
         send(conveyor, b"b")
         third = threading.Thread(target=send, args=(conveyor, b"c"))
@@ -44,7 +45,7 @@ def test_the_caller_waits_for_a_free_block() -> None:
         third.join(0.2)
         assert third.is_alive()
         go_on.set()
-        third.join(10)
+        third.join(NET_SECONDS)
         assert not third.is_alive()
 
 

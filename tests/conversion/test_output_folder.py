@@ -25,6 +25,7 @@ from hubmerge.errors import HubmergeError, UsageError
 from hubmerge.planning.fingerprint import fingerprint
 from hubmerge.system.ranks import Ranks
 from tests.support.checkpoints.cases_plain import save_alone
+from tests.support.patience import NET_SECONDS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FIRST = "model-00001-of-00003.safetensors"
@@ -179,7 +180,7 @@ def run_ranks(folders: list[Path]) -> list[HubmergeError | None]:
     """Convert with a rank for each of these folders; how each one ended."""
     wanted()
     values: list[Any] = [None] * len(folders)
-    together = threading.Barrier(len(folders), timeout=20)
+    together = threading.Barrier(len(folders), timeout=NET_SECONDS)
 
     def run(rank: int) -> HubmergeError | None:
         try:

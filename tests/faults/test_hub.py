@@ -18,6 +18,7 @@ from hubmerge.publish.hub import Hub as PublishHub
 from hubmerge.publish.remote import AddFile
 from tests.support.fake_hub import Hub, errors
 from tests.support.fake_hub.call import Call
+from tests.support.patience import ENDLESS_SECONDS
 from tests.support.push import driver
 from tests.support.push.checks import (
     downloads_whole,
@@ -159,11 +160,9 @@ def test_a_silent_hub_is_not_waited_for_for_ever(
     # Left out: hf_xet asks for its token with a client of its own, which our time-out cannot reach.
     if name not in endpoints_of(hub):
         pytest.skip("an endpoint of the other transport")
-    fault = hub.faults.add(name, hold=30.0, when=when)
-    began = time.monotonic()
+    fault = hub.faults.add(name, hold=ENDLESS_SECONDS, when=when)
     done = push("--tag", "v1")
     assert (done.code, fault.hits) == (0, 1), done.err
-    assert time.monotonic() - began < 20
     readers_saw_only(hub, REPO, older, expected_weights(model))
     assert weights_of(hub.files(REPO)) == expected_weights(model)
     assert len(hub.states(REPO)) == 3
@@ -172,10 +171,8 @@ def test_a_silent_hub_is_not_waited_for_for_ever(
 @pytest.mark.usefixtures("impatient")
 def test_a_hub_is_silent_when_a_repo_is_created(hub: Hub, push: Push, model: Model) -> None:
     """The one endpoint that only a new repository needs."""
-    fault = hub.faults.add("create_repo", hold=30.0)
-    began = time.monotonic()
+    fault = hub.faults.add("create_repo", hold=ENDLESS_SECONDS)
     assert (push().code, fault.hits) == (0, 1)
-    assert time.monotonic() - began < 20
     assert weights_of(hub.files(REPO)) == expected_weights(model)
 
 
@@ -186,13 +183,11 @@ def test_a_hub_stays_silent(
     endpoint: str, hub: Hub, older: dict[str, str], push: Push, model: Model
 ) -> None:
     """Whoever retries (listing, upload, hubmerge itself) gives up: exit 5, then a rerun resumes."""
-    fault = hub.faults.add(endpoint, hold=30.0, times=None)
-    began = time.monotonic()
+    fault = hub.faults.add(endpoint, hold=ENDLESS_SECONDS, times=None)
     done = push()
     assert (done.code, done.out) == (5, "")
     assert [line[:6] for line in done.err.splitlines()].count("Error:") == 1
     assert 5 <= fault.hits <= 7
-    assert time.monotonic() - began < 20
     assert weights_of(hub.files(REPO)) == older
     hub.faults.clear()
     assert push().code == 0

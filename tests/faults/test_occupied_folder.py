@@ -27,6 +27,7 @@ from tests.support.faults.conversion import (
     source,
     wanted,
 )
+from tests.support.patience import NET_SECONDS
 
 
 def test_the_checkpoints_own_folder_is_never_written_into(tmp_path: Path) -> None:
@@ -95,8 +96,8 @@ def test_what_is_no_file_is_neither_read_nor_replaced(name: str, kind: str, tmp_
             (out / name).symlink_to(tmp_path / "nowhere")
         case "folder":
             (out / name).mkdir()
-    done = subprocess.run(command(*push(source(), out)), capture_output=True, text=True, timeout=30,
-                          check=False, cwd=REPOSITORY)  # fmt: skip
+    done = subprocess.run(command(*push(source(), out)), capture_output=True, text=True,
+                          check=False, cwd=REPOSITORY, timeout=NET_SECONDS)  # fmt: skip
     assert done.returncode in {1, 2}
     assert name in done.stderr
     assert "defect" not in done.stderr

@@ -20,6 +20,7 @@ from tests.support.faults.conversion import (
     run,
     source,
 )
+from tests.support.patience import NET_SECONDS
 
 
 def test_a_process_that_torchrun_did_not_start_does_not_wait_for_ever(
@@ -83,4 +84,4 @@ def test_a_rank_that_dies_is_no_defect_of_ours(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, script], env=env | {"RANK": str(rank)}, cwd=REPOSITORY)
         for rank in range(2)
     ]
-    assert [process.wait(timeout=60) for process in job] == [9, 0]
+    assert [process.wait(timeout=NET_SECONDS) for process in job] == [9, 0]

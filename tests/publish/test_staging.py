@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 
 from tests.support.fake_hub import Hub
 from tests.support.fake_hub.call import Call
+from tests.support.patience import NET_SECONDS, wait_until
 from tests.support.push import models
 from tests.support.push.checks import INDEX, expected_weights, readers_saw_only, weights_of
 from tests.support.push.command import REPO, Done, run_here
@@ -81,9 +82,12 @@ def test_converting_and_uploading_overlap(hub: Hub, push: Push, places: Path) ->
     """While a shard is being committed, the next is converted already."""
     seen: list[int] = []
 
+    def shards() -> int:
+        return len(list(places.rglob("model-*.safetensors")))
+
     def look(_: Call) -> None:
-        time.sleep(0.2)
-        seen.append(len(list(places.rglob("model-*.safetensors"))))
+        wait_until(lambda: shards() == 2, seconds=NET_SECONDS if 0 < len(seen) < 4 else 0.2)
+        seen.append(shards())
 
     hub.faults.add("commit", times=None, hook=look, when=is_staging)
     assert push().code == 0

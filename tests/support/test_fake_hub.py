@@ -42,6 +42,7 @@ from huggingface_hub.utils._http import get_session
 from starlette.responses import JSONResponse
 
 from tests.support.fake_hub import Hub, git
+from tests.support.patience import ENDLESS_SECONDS, NET_SECONDS, wait_until
 
 pytest_plugins = ["tests.support.fake_hub.plugin"]
 
@@ -122,7 +123,7 @@ def test_round_trip_in_a_process_of_its_own(hub: Hub, tmp_path: Path) -> None:
     for name, data in content.items():
         (tmp_path / name).write_bytes(data)
     client = python(hub, ROUND_TRIP, tmp_path, "alice/new", stdout=subprocess.PIPE)
-    oid, snapshot, config = client.communicate(timeout=60)[0].split()
+    oid, snapshot, config = client.communicate(timeout=NET_SECONDS)[0].split()
     assert client.returncode == 0
     assert oid == hub.head("alice/new")
     assert hub.repo("alice/new").private
@@ -292,7 +293,7 @@ def test_downloads_run_beside_an_upload(hub: Hub, api: HfApi) -> None:
     with upload:
         assert hub.read(REPO, SHARD) == data
         other = python(hub, PUSH, __file__)
-        assert other.wait(30) == 1, "the store was not locked: this test shows nothing"
+        assert other.wait(NET_SECONDS) == 1, "the store was not locked: this test shows nothing"
 
 
 def test_downloads_can_be_resumed_and_miss_properly(hub: Hub, api: HfApi) -> None:
@@ -773,8 +774,8 @@ def test_a_lost_answer_leaves_the_commit(
 def test_a_held_connection_times_out(hub: Hub, api: HfApi) -> None:
     """A silent Hub is noticed only by a client with a time-out of its own; nothing is committed."""
     head = hub.head(REPO)
-    hub.faults.add("commit", hold=0.6)
-    set_client_factory(lambda: httpx2.Client(timeout=0.2))
+    hub.faults.add("commit", hold=ENDLESS_SECONDS)
+    set_client_factory(lambda: httpx2.Client(timeout=0.5))
     try:
         with pytest.raises(httpx2.ReadTimeout):
             add(api, {"a.txt": b"a"})
@@ -833,7 +834,7 @@ def test_uploads_can_be_slow(hub: Hub, api: HfApi, part_size: int) -> None:
     hub.upload_bytes_per_s = 1_000_000
     start = time.monotonic()
     add(api, {"a.bin": noise(250_000), "b.bin": noise(250_000)})
-    assert 0.5 <= time.monotonic() - start < 5
+    assert time.monotonic() - start >= 0.5
     hub.upload_bytes_per_s = None
     fault = hub.faults.add("lfs_p*", slow=1_000_000)
     start = time.monotonic()
@@ -913,11 +914,11 @@ def test_a_killed_client_can_try_again(hub: Hub, tmp_path: Path) -> None:
 
     hub.faults.add("commit", hook=kill)
     running.append(python(hub, PUSH, shard))
-    assert running[0].wait(30) == -signal.SIGKILL
+    assert running[0].wait(NET_SECONDS) == -signal.SIGKILL
     assert len(hub.states(REPO)) == 1, "the dead client's commit was made"
     sent, stored = hub.uploaded_bytes, hub.xet.stored_bytes()
     assert (sent, stored >= 250_000) == ((250_000, False) if hub.transport == "lfs" else (0, True))
-    assert python(hub, PUSH, shard).wait(30) == 0
+    assert python(hub, PUSH, shard).wait(NET_SECONDS) == 0
     assert (hub.uploaded_bytes, hub.xet.stored_bytes()) == (sent, stored)
     assert hub.read(REPO, "model.safetensors") == shard.read_bytes()
 
@@ -936,9 +937,7 @@ def test_an_upload_cut_by_the_client_is_logged(hub: Hub, tmp_path: Path) -> None
     client.kill()
     client.wait()
     (entry,) = hub.log.select("lfs_put")
-    deadline = time.monotonic() + 10
-    while not entry.done and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: entry.done)
     assert (entry.done, entry.status) == (True, None)
     assert 0 < hub.uploaded_bytes < size
     assert not hub.lfs.completed
@@ -963,7 +962,7 @@ def test_runs_on_its_own(tmp_path: Path) -> None:
         assert api.whoami()["name"] == "alice"
     finally:
         server.terminate()
-        assert server.wait(10) == 0
+        assert server.wait(NET_SECONDS) == 0
 
 
 @pytest.mark.usefixtures("naps")

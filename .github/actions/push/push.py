@@ -1,4 +1,4 @@
-"""Runs ``hubmerge push`` for the action: inputs from the environment, outputs and a job summary.
+"""Run ``hubmerge push`` for the action: inputs from the environment, outputs and a job summary.
 
 Each input is HUBMERGE_INPUT_<NAME>; an empty one is left out. The token goes to the command by its
 environment, never on its command line.
@@ -6,11 +6,14 @@ environment, never on its command line.
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,12 @@ class InputError(Exception):
 
 
 def value_of(env: Mapping[str, str], name: str) -> str:
-    """An input's value, empty where it was not given."""
+    """Return an input's value; it is empty if the input was not given."""
     return env.get(PREFIX + name.replace("-", "_").upper(), "").strip()
 
 
 def checked(name: str, value: str) -> str:
-    """The value, if it cannot be taken for an option."""
+    """Return the value if it cannot be taken for an option."""
     if value.startswith("-"):
         raise InputError(f"{name}: {value!r} looks like an option")
     if "\n" in value and name not in MAY_HAVE_LINES:
@@ -45,7 +48,7 @@ def checked(name: str, value: str) -> str:
 
 
 def flag(env: Mapping[str, str], name: str, default: bool = False) -> bool:
-    """A yes-or-no input."""
+    """Return whether a yes-or-no input is true."""
     value = value_of(env, name).lower()
     if value not in ("", "true", "false"):
         raise InputError(f"{name}: {value!r} is neither true nor false")
@@ -53,7 +56,7 @@ def flag(env: Mapping[str, str], name: str, default: bool = False) -> bool:
 
 
 def arguments(env: Mapping[str, str]) -> Iterator[str]:
-    """The command's arguments."""
+    """Yield the command's arguments."""
     for name in REQUIRED:
         if not value_of(env, name):
             raise InputError(f"{name}: is missing")
@@ -72,8 +75,10 @@ def arguments(env: Mapping[str, str]) -> Iterator[str]:
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The command's environment: without the inputs, with the token or the trusted publisher."""
+    """Return the command's environment: no inputs, but the token or the trusted publisher."""
     kept = {name: value for name, value in env.items() if not name.startswith(PREFIX)}
+    # What lies in the workspace is the job's: no `hubmerge` or `torch` in it is imported.
+    kept["PYTHONSAFEPATH"] = "1"
     token = value_of(env, "token")
     if flag(env, "trusted-publisher"):
         if token:
@@ -87,11 +92,43 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The job summary, in Markdown."""
-    done = "Pushed" if result["changed"] else "Nothing to do"
+def workflow_command(name: str, message: str, title: str) -> str:
+    """Return a line that the runner takes for a command, whatever is in the message."""
+    data = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::{name} title={title}::{data}\n"
+
+
+def run_command(command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, list[str]]:
+    """Run the command with its stderr in the log.
+
+    What it prints may quote a checkpoint: no line of it is a command to the runner.
+
+    Returns:
+        Its exit code, its stdout, and why it failed: the error and the hint, if it gave them.
+    """
+    resume, reasons = secrets.token_hex(16), []
+    write(f"::stop-commands::{resume}\n")
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        subprocess.Popen(  # noqa: S603 - our own command
+            command, env=env, stdout=out, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+        ) as process,
+    ):
+        assert process.stderr is not None
+        for line in process.stderr:
+            write(line)
+            if line.startswith(("Error: ", "Hint: ")):
+                reasons.append(line.strip())
+        code = process.wait()
+        out.seek(0)
+        write(f"::{resume}::\n")
+        return code if code >= 0 else 128 - code, out.read(), reasons
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Return the job summary of a push, in Markdown."""
     lines = [
-        f"### {done}: [{result['repo_id']}]({result['url']})",
+        f"### {done(result)}: [{result['repo_id']}]({result['url']})",
         "",
         f"Commit `{result['commit']}` on `{result['revision']}`, "
         f"{result['uploaded_bytes']:,} bytes uploaded in {result['seconds']} s, "
@@ -104,6 +141,11 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def done(result: Mapping[str, Any]) -> str:
+    """Return in words whether anything was pushed."""
+    return "Pushed" if result["changed"] else "Nothing to do"
+
+
 def append(env: Mapping[str, str], variable: str, text: str) -> None:
     """Add text to the file that the runner names in a variable."""
     if env.get(variable):
@@ -111,24 +153,39 @@ def append(env: Mapping[str, str], variable: str, text: str) -> None:
             file.write(text)
 
 
+def write(text: str) -> None:
+    """Write to the log at once: the order of its lines has a meaning to the runner."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def fail(env: Mapping[str, str], code: int, reasons: Sequence[str]) -> int:
+    """Say in an annotation and in the job summary why nothing was pushed; return the exit code."""
+    text = "\n".join(reasons) or f"hubmerge ended with exit code {code}; its log says more"
+    write(workflow_command("error", text, "hubmerge push failed"))
+    append(
+        env,
+        "GITHUB_STEP_SUMMARY",
+        f"### Push failed, exit code {code}\n\n<pre>{html.escape(text)}</pre>\n",
+    )
+    return code
+
+
 def main() -> int:
-    """Push; the command's own exit code."""
+    """Push; return the command's own exit code."""
     try:
         command = [sys.executable, "-m", "hubmerge", "push", "--json", *arguments(os.environ)]
         env = environment(os.environ)
     except InputError as error:
-        sys.stdout.write(f"::error title=hubmerge push::{error}\n")
-        return 2
-    run = subprocess.run(  # noqa: S603 - our own command
-        command, env=env, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if run.returncode:
-        return run.returncode
-    result = json.loads(run.stdout)
+        return fail(os.environ, 2, [f"Error: {error}"])
+    code, out, reasons = run_command(command, env)
+    if code:
+        return fail(os.environ, code, reasons)
+    result = json.loads(out)
     outputs = "".join(f"{name}={result[name]}\n" for name in ("url", "commit", "revision"))
     append(os.environ, "GITHUB_OUTPUT", outputs)
     append(os.environ, "GITHUB_STEP_SUMMARY", summary(result))
-    sys.stdout.write(f"Pushed: {result['url']}\n")
+    write(f"{done(result)}: {result['url']}\n")
     return 0
 
 

@@ -122,7 +122,7 @@ class Hub:
     def start(self) -> Hub:
         """Accept requests."""
         self._thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self._server.started:
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise RuntimeError("the test Hub did not start")

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.patience import NET_SECONDS
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["torch", "transformers.models.llama.modeling_llama", "hubmerge.cli.app", "hubmerge.api"]
@@ -35,7 +37,7 @@ class Child:
         assert self.process.pid is not None
         return self.process.pid
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = NET_SECONDS) -> int:
         """Its exit code; below zero, the signal that ended it."""
         self.process.join(seconds)
         if self.process.exitcode is None:
