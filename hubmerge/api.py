@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect as introspection
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar, cast, get_type_hints
 
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
@@ -12,11 +16,12 @@ from hubmerge.conversion.to_folder import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
 from hubmerge.hf_format.assets import Assets
 from hubmerge.names.naming import holds_model
-from hubmerge.names.options import DEFAULT_NAMING
+from hubmerge.names.options import DEFAULT_NAMING, NamingOptions
+from hubmerge.options import has_type
 from hubmerge.planning.card import CARD, CardOptions, repository_named_in
 from hubmerge.planning.inspection import Inspection, inspect_checkpoint
-from hubmerge.planning.options import PlanOptions, check_options
-from hubmerge.planning.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+from hubmerge.planning.options import PlanOptions, TorchDtype
+from hubmerge.planning.plan import Plan
 from hubmerge.planning.prepare import prepare
 from hubmerge.planning.preview import Preview
 from hubmerge.planning.publication import Publication
@@ -28,13 +33,38 @@ from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks
 from hubmerge.verification import VerifyResult, verify_folder, verify_repository
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@only_our_errors()
+def _public(function: F) -> F:
+    """Make a wrong call a TypeError at once, and anything else that goes wrong a HubmergeError."""
+    signature = introspection.signature(function)
+    inner = only_our_errors()(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            named = [f.name for f in fields(NamingOptions) if f.name in kwargs]
+            advice = f"; use naming=NamingOptions({named[0]}=...)" if named else ""
+            raise TypeError(f"{function.__name__}() {error}{advice}") from None
+        hints = get_type_hints(function)
+        for name, value in arguments.items():
+            if not has_type(value, hints[name]):
+                wanted = signature.parameters[name].annotation
+                raise TypeError(
+                    f"{function.__name__}() argument {name!r} must be {wanted}, "
+                    f"not {type(value).__name__}"
+                )
+        return inner(*args, **kwargs)
+
+    return cast(F, call)
+
+
+@_public
 def inspect(load_dir: str | Path) -> Inspection:
-    """What the checkpoint in `load_dir` holds, without torch and without reading its data.
+    """Describe the checkpoint in `load_dir`, without torch and without reading its data.
 
     Raises:
         NotACheckpointError, CheckpointError, UnsafeInputError: it cannot be described.
@@ -43,23 +73,27 @@ def inspect(load_dir: str | Path) -> Inspection:
     return inspect_checkpoint(read_checkpoint(located.folder), located)
 
 
-@only_our_errors()
-def plan(load_dir: str | Path, **options: Unpack[PlanOptions]) -> tuple[Plan, Assets]:
-    """What `convert` and `push` would write; see `PlanOptions`.
+@_public
+def plan(
+    load_dir: str | Path,
+    *,
+    model_assets_dir: str | Path | None = None,
+    shard_size: int | str | None = None,
+    dtype: str | TorchDtype | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's word
+    card: str | Path | None = None,
+    eval_results: str | Path | None = None,
+    no_config: bool = False,
+    naming: NamingOptions = DEFAULT_NAMING,
+) -> tuple[Plan, Assets]:
+    """Return what `convert` and `push` would write; see `PlanOptions`.
 
     No tensor is read but those that the config ties, and they only to be compared.
     """
-    check_options(options)
-    return prepare(
-        Path(load_dir),
-        _assets_dir(options),
-        options.get("naming", DEFAULT_NAMING),
-        dtype=options.get("dtype", DEFAULT_DTYPE),
-        shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
-    )
+    return prepare(Path(load_dir), PlanOptions.among(locals()))
 
 
-@only_our_errors()
+@_public
 def preview(
     load_dir: str | Path,
     repo_id: str | None = None,
@@ -67,10 +101,17 @@ def preview(
     no_push: bool = True,
     max_disk: int | None = None,
     ranks: Ranks = SINGLE_PROCESS,
-    **options: Unpack[PlanOptions],
+    model_assets_dir: str | Path | None = None,
+    shard_size: int | str | None = None,
+    dtype: str | TorchDtype | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's word
+    card: str | Path | None = None,
+    eval_results: str | Path | None = None,
+    no_config: bool = False,
+    naming: NamingOptions = DEFAULT_NAMING,
 ) -> Preview:
     """`plan`, and what a run with it would write and need; a warning where it would fail."""
-    publication = _publication(load_dir, repo_id, options)
+    publication = _publication(load_dir, repo_id, PlanOptions.among(locals()))
     planned, warnings = publication.plan, list(publication.warnings)
     try:
         open_data_files(planned)
@@ -86,7 +127,7 @@ def preview(
     return Preview(planned, sizes, tuple(warnings), peak_disk_bytes)
 
 
-@only_our_errors()
+@_public
 def convert(
     load_dir: str | Path,
     save_dir: str | Path | None = None,
@@ -95,7 +136,14 @@ def convert(
     overwrite: bool = False,
     progress: Progress = SILENT,
     ranks: Ranks = SINGLE_PROCESS,
-    **options: Unpack[PlanOptions],
+    model_assets_dir: str | Path | None = None,
+    shard_size: int | str | None = None,
+    dtype: str | TorchDtype | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's word
+    card: str | Path | None = None,
+    eval_results: str | Path | None = None,
+    no_config: bool = False,
+    naming: NamingOptions = DEFAULT_NAMING,
 ) -> ConvertResult:
     """Convert a distributed checkpoint into a folder that `from_pretrained` loads.
 
@@ -109,14 +157,15 @@ def convert(
         overwrite: replace a model that `save_dir` already holds.
         progress: told what happens; silent by default.
         ranks: the processes that share the work; each of them calls this.
-        options: see `PlanOptions`.
+        model_assets_dir, shard_size, dtype, license, card, eval_results, no_config, naming: see
+            `PlanOptions`.
 
     Raises:
         HubmergeError: one of the tree in `hubmerge.errors`. An incomplete file never has its final
             name, and a folder never has an index before it is complete.
     """
     return convert_plan(
-        _publication(load_dir, repo_id, options),
+        _publication(load_dir, repo_id, PlanOptions.among(locals())),
         Path(save_dir) if save_dir is not None else _default_save_dir(Path(load_dir)),
         overwrite=overwrite,
         progress=progress,
@@ -124,7 +173,7 @@ def convert(
     )
 
 
-@only_our_errors()
+@_public
 def push(
     load_dir: str | Path,
     repo_id: str,
@@ -137,11 +186,19 @@ def push(
     commit_description: str | None = None,
     token: str | None = None,
     staging_dir: str | Path | None = None,
-    max_disk: int | None = None,
+    max_disk: int | str | None = None,
     clean: bool = False,
+    keep_others: bool = False,
     progress: Progress = SILENT,
     ranks: Ranks = SINGLE_PROCESS,
-    **options: Unpack[PlanOptions],
+    model_assets_dir: str | Path | None = None,
+    shard_size: int | str | None = None,
+    dtype: str | TorchDtype | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's word
+    card: str | Path | None = None,
+    eval_results: str | Path | None = None,
+    no_config: bool = False,
+    naming: NamingOptions = DEFAULT_NAMING,
 ) -> PushResult:
     """Convert a distributed checkpoint and publish it on the Hub in one atomic commit.
 
@@ -156,29 +213,21 @@ def push(
         staging_dir: where finished shards stand until they are uploaded.
         max_disk: bytes that `staging_dir` ever holds; two shards if None.
         clean: remove staging branches that other, unfinished runs left.
-        progress, ranks, options: as in `convert`.
+        keep_others: leave the target's other weights, which the commit would remove.
+        progress, ranks: as in `convert`.
+        model_assets_dir, shard_size, dtype, license, card, eval_results, no_config, naming: see
+            `PlanOptions`.
 
     Raises:
         HubmergeError: one of the tree in `hubmerge.errors`; the branch is then as it was, and the
             same call resumes.
     """
-    push_options = PushOptions(
-        repo_id=repo_id,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        tag=tag,
-        commit_message=commit_message,
-        commit_description=commit_description,
-        token=token,
-        staging_dir=Path(staging_dir) if staging_dir is not None else None,
-        max_disk=max_disk,
-        clean=clean,
-    )
-    return push_plan(_publication(load_dir, repo_id, options), push_options, progress, ranks)
+    options = PushOptions.among(locals())
+    publication = _publication(load_dir, repo_id, PlanOptions.among(locals()))
+    return push_plan(publication, options, progress, ranks)
 
 
-@only_our_errors()
+@_public
 def verify(
     load_dir: str | Path,
     *,
@@ -187,7 +236,14 @@ def verify(
     revision: str = DEFAULT_BRANCH,
     token: str | None = None,
     progress: Progress = SILENT,
-    **options: Unpack[PlanOptions],
+    model_assets_dir: str | Path | None = None,
+    shard_size: int | str | None = None,
+    dtype: str | TorchDtype | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's word
+    card: str | Path | None = None,
+    eval_results: str | Path | None = None,
+    no_config: bool = False,
+    naming: NamingOptions = DEFAULT_NAMING,
 ) -> VerifyResult:
     """Hold a folder or a repository against the checkpoint that it was made from.
 
@@ -205,6 +261,7 @@ def verify(
         UsageError: neither or both of `save_dir` and `repo_id`, or no record of a push.
         HubmergeError: the checkpoint or the Hub cannot be read.
     """
+    options = PlanOptions.among(locals())
     if (save_dir is None) == (repo_id is None):
         raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
     if save_dir is not None:
@@ -214,17 +271,18 @@ def verify(
         named = repository_named_in(Path(save_dir) / CARD)
         return verify_folder(_publication(load_dir, named, options), Path(save_dir), progress)
 
-    def plan_with(recorded: PlanOptions) -> tuple[Plan, Assets]:
-        return plan(load_dir, **recorded)
-
     with quiet_hub():
         return verify_repository(
-            Hub(str(repo_id), token), revision, options, plan_with, progress=progress
+            Hub(str(repo_id), token),
+            revision,
+            options,
+            partial(prepare, Path(load_dir)),
+            progress=progress,
         )
 
 
 def _publication(load_dir: str | Path, repo_id: str | None, options: PlanOptions) -> Publication:
-    planned, assets = plan(load_dir, **options)
+    planned, assets = prepare(Path(load_dir), options)
     return Publication(planned, assets, _card_options(options), repo_id, options)
 
 
@@ -236,20 +294,14 @@ def _default_save_dir(load_dir: Path) -> Path:
     return folder
 
 
-def _assets_dir(options: PlanOptions) -> Path | None:
-    folder = options.get("model_assets_dir")
-    return Path(folder) if folder is not None else None
-
-
 def _card_options(options: PlanOptions) -> CardOptions:
-    """The card's inputs: the user's own card is `card`, or README.md among the assets."""
-    folder, card = _assets_dir(options), options.get("card")
-    path = Path(card) if card is not None else folder / CARD if folder is not None else None
+    """Return the card's inputs: the user's own card is `card`, or README.md among the assets."""
+    folder, card = options.model_assets_dir, options.card
+    path = Path(card) if card is not None else Path(folder, CARD) if folder is not None else None
     text = None
     if path is not None and (path.is_file() or card is not None):
         try:
             text = path.read_bytes().decode()
         except (OSError, ValueError) as error:
             raise UsageError(f"{path.name}: the model card cannot be read: {error}") from None
-    naming = options.get("naming", DEFAULT_NAMING)
-    return CardOptions(naming.base_model, options.get("license"), text)
+    return CardOptions(options.naming.base_model, options.license, text)

@@ -25,11 +25,8 @@ from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import CONFIG, MAX_JSON_BYTES, Assets
 from hubmerge.hf_format.filenames import INDEX_NAME, files_to_remove
 from hubmerge.planning.card import CARD, same_card
-from hubmerge.planning.options import (
-    LOCAL_BASE,
-    PlanOptions,
-    recalled_options,
-)
+from hubmerge.planning.option_record import LOCAL_BASE, recalled_options
+from hubmerge.planning.options import PlanOptions
 from hubmerge.planning.plan import MAX_SHARD_BYTES, Plan, PlannedShard, PlannedTensor
 from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
@@ -146,7 +143,7 @@ def verify_repository(
         UsageError: no such revision, no record of a push, or an option that cannot be compared.
         HubmergeError: the checkpoint or the Hub cannot be read.
     """
-    if options.get("card") is not None or options.get("license") is not None:
+    if options.card is not None or options.license is not None:
         raise UsageError(
             "--card and --license are compared with a folder only",
             "Leave them out: what card a push made is told by its commit.",
@@ -162,7 +159,7 @@ def verify_repository(
     # What is not what was pushed must not say how to read the checkpoint.
     told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
     changed = {difference.file: difference for difference in _compare_listing(told_by, listing)}
-    if CONFIG in changed and options.get("model_assets_dir") is None:
+    if CONFIG in changed and options.model_assets_dir is None:
         return _result(place, (), listing, [*changed.values()], began, options=recorded)
     with tempfile.TemporaryDirectory() as temporary:
         for name in told_by.keys() - changed.keys():
@@ -170,12 +167,13 @@ def verify_repository(
                 raise CheckpointError(f"{name} in {hub.repo_id} is too large to be read")
             Path(temporary, name).write_text(hub.read_text(name, commit), encoding="utf-8")
         made_with = recalled_options(recorded, options)
-        made_with.setdefault("model_assets_dir", temporary)
+        if made_with.model_assets_dir is None:
+            made_with = replace(made_with, model_assets_dir=temporary)
         if INDEX_NAME not in {*listing, *ids}:  # all in one file, whatever decided that
-            made_with["shard_size"] = MAX_SHARD_BYTES
-            made_with["naming"] = replace(made_with["naming"], like_base_shards=False)
+            naming = replace(made_with.naming, like_base_shards=False)
+            made_with = replace(made_with, shard_size=MAX_SHARD_BYTES, naming=naming)
         plan, assets = plan_with(made_with)
-    if options.get("model_assets_dir") is not None:
+    if options.model_assets_dir is not None:
         ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}
     if plan.index is not None:
         ids[INDEX_NAME] = content_ids(plan.index)
@@ -183,7 +181,7 @@ def verify_repository(
     planned = _planned(plan, ids)
     differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)
     warnings = list(plan.warnings)
-    if recorded.get("base") == LOCAL_BASE and made_with["naming"].base_model is None:
+    if recorded.get("base") == LOCAL_BASE and made_with.naming.base_model is None:
         warnings.append(
             "the push took names from a base model in a folder: without it (--base-model), what "
             "it decided is a difference"

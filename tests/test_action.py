@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
-from hubmerge.cli.app import cli
+from hubmerge.cli.options import PUSH_GROUPS
+from hubmerge.options import declared_in, flag_of
 from tests.support.fake_hub import Hub
 from tests.support.installed import BIN, OTHER
 from tests.support.push.checks import expected_weights, readers_saw_only
@@ -219,22 +219,13 @@ def test_the_trusted_publisher(script: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
-def test_all_options_are_inputs(action: dict[str, Any], script: dict[str, Any]) -> None:
-    """Each option of the command that can be used in a workflow is an input, and no other is."""
-    command = cli.commands["push"]
-    options = {
-        max(parameter.opts, key=len).removeprefix("--"): parameter
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-    }
+def test_all_options_are_inputs(action: dict[str, Any]) -> None:
+    """The file has just the inputs that its script makes of the declared options."""
+    written = runpy.run_path(str(SCRIPT.with_name("inputs.py")))["written"]
+    assert ACTION.read_text() == written(ACTION.read_text())
     here_only = {"no-push", "save-dir", "overwrite", "dry-run", "json", "quiet"}
-    assert set(action["inputs"]) == (options.keys() - here_only) | {"trusted-publisher"}
-    values, lists, flags = (set(script[name]) for name in ("VALUES", "LISTS", "FLAGS"))
-    assert lists == {name for name, option in options.items() if option.multiple}
-    assert flags == {name for name, option in options.items() if option.is_flag} - here_only - {
-        "check-model"
-    }
-    assert values == options.keys() - here_only - lists - flags - {"token", "check-model"}
+    options = {flag_of(declared).removeprefix("--") for declared, _ in declared_in(*PUSH_GROUPS)}
+    assert set(action["inputs"]) == (options - here_only) | {"trusted-publisher"}
 
 
 def test_inputs_travel_by_environment(action: dict[str, Any]) -> None:

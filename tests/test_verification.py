@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 import hubmerge
 from hubmerge import NamingOptions
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.planning.options import PlanOptions, recalled_content_ids, recalled_options
+from hubmerge.planning.option_record import recalled_content_ids, recalled_options
+from hubmerge.planning.options import DEFAULT_PLAN, PlanOptions
 from tests.support.fake_hub.server import Hub
 from tests.support.push.models import Model
 
@@ -240,15 +241,26 @@ def test_a_forged_record_is_refused(damage: dict[str, Any], checkpoint: Path) ->
     """Whoever may write to the repository can write a record; each part has its type, or none."""
     recorded = {"dtype": "bfloat16", "shard_size": 3000, "naming": {}, "files": {}} | damage
     with pytest.raises(CheckpointError, match="damaged"):
-        recalled_content_ids(recorded) if "files" in damage else recalled_options(recorded, {})
+        recalled_content_ids(recorded) if "files" in damage else recalled_options(
+            recorded, DEFAULT_PLAN
+        )
 
 
 def test_a_record_runs_no_code() -> None:
     """Only who verifies can ask for the model's own code to be run."""
     recorded = {"dtype": "auto", "shard_size": 1, "naming": {"trust_remote_code": True}}
-    assert not recalled_options(recorded, {})["naming"].trust_remote_code
-    given: PlanOptions = {"naming": NamingOptions(trust_remote_code=True)}
-    assert recalled_options(recorded, given)["naming"].trust_remote_code
+    assert not recalled_options(recorded, DEFAULT_PLAN).naming.trust_remote_code
+    given = PlanOptions(naming=NamingOptions(trust_remote_code=True))
+    assert recalled_options(recorded, given).naming.trust_remote_code
+
+
+def test_a_default_that_is_given_comes_before_the_record() -> None:
+    """`--dtype bfloat16` is an answer, and no option left out."""
+    recorded = {"dtype": "float32", "shard_size": 1, "naming": {"experts": "split", "mode": "full"}}
+    given = PlanOptions(dtype="bfloat16", naming=NamingOptions(experts="auto"))
+    made_with = recalled_options(recorded, given)
+    assert (made_with.dtype, made_with.shard_size) == ("bfloat16", 1)
+    assert (made_with.naming.experts, made_with.naming.mode) == ("auto", "full")
 
 
 def test_an_unknown_revision_is_a_usage_error(
@@ -274,23 +286,6 @@ def test_a_folder_made_for_a_repository(checkpoint: Path, tmp_path: Path) -> Non
     hubmerge.convert(checkpoint, tmp_path / "out", repo_id="org/name", shard_size=SHARD_SIZE)
     assert "org/name" in (tmp_path / "out" / "README.md").read_text()
     assert verify_folder(checkpoint, tmp_path / "out").differences == ()
-
-
-def test_what_is_no_option_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """A misspelt option must not be passed by in silence, nor a size be a text."""
-    for options in ({"dtypes": "float32"}, {"save_dirs": tmp_path}, {"experts": "fused"}):
-        with pytest.raises(UsageError, match=f"unknown option '{next(iter(options))}'"):
-            hubmerge.convert(checkpoint, tmp_path / "out", **options)  # type: ignore[arg-type]
-    wrong: dict[str, Any] = {
-        "shard_size": "2GB", "naming": {"mode": "lora"}, "dtype": torch.float16, "card": 7,
-    }  # fmt: skip
-    for name, value in wrong.items():
-        with pytest.raises(UsageError, match=f"^{name} must be .*, not "):
-            hubmerge.convert(checkpoint, tmp_path / "out", **{name: value})  # type: ignore[arg-type]
-    for name in ("include", "exclude", "rename", "keep_dtype"):  # each letter would be a regex
-        with pytest.raises(UsageError, match=f"{name} must be a tuple"):
-            NamingOptions(**{name: "alpha"})  # type: ignore[arg-type]
-    assert not (tmp_path / "out").exists()
 
 
 def test_base_shards_of_a_single_file(pushed_from_a_base: tuple[Path, Path]) -> None:

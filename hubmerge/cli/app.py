@@ -15,13 +15,18 @@ from typing import Any, NoReturn
 import click
 
 from hubmerge.cli.options import (
-    PATH,
-    convert_options,
-    given_options,
-    json_option,
-    load_dir_option,
-    push_options,
-    split_options,
+    PUSH_GROUPS,
+    VERIFY_GROUPS,
+    CheckpointOptions,
+    JsonOptions,
+    OutputOptions,
+    PushOutputOptions,
+    VerifyOptions,
+    given,
+    given_folder,
+    given_plan,
+    given_push,
+    options_of,
 )
 from hubmerge.cli.signals import ended_by_signals
 from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
@@ -107,108 +112,90 @@ def cli() -> None:
 
 
 @cli.command()
-@load_dir_option
-@push_options
-@convert_options
-@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
-@click.pass_obj
-def push(run: _Run, /, *, as_json: bool, dry_run: bool, quiet: bool, **options: Any) -> None:
+@options_of(*PUSH_GROUPS)
+@click.pass_context
+def push(context: click.Context, /, *, repo_id: str | None, **_: Any) -> None:
     """Convert a distributed checkpoint and publish it on the Hub, in one atomic commit.
 
-    With --no-push, write the folder that would have been published.
+    With --no-push, write the directory that would have been published.
     """
+    output, folder = given(context, PushOutputOptions), given_folder(context)
+    load_dir = given(context, CheckpointOptions).load_dir
+    where = None if folder.no_push else given_push(context)
+    what = given_plan(context).given_values()
+    run: _Run = context.obj
+    ranks = run.ranks = current_ranks()
     from hubmerge import api
     from hubmerge.cli.progress_bars import Bars
 
-    ranks = run.ranks = current_ranks()
-    where, what = split_options(options)
-    if dry_run:
+    if output.dry_run:
         from hubmerge.planning.preview import plan_to_json, plan_to_text
 
+        max_disk = where.max_disk if where else None
         preview = api.preview(
-            options["load_dir"],
-            options["repo_id"],
-            no_push=options["no_push"],
-            max_disk=options["max_disk"],
-            ranks=ranks,
-            **what,
+            load_dir, repo_id, no_push=folder.no_push, max_disk=max_disk, ranks=ranks, **what
         )
         if ranks.rank == 0:
-            _print(plan_to_json(preview) if as_json else plan_to_text(preview))
+            _print(plan_to_json(preview) if output.json else plan_to_text(preview))
         return
     result: Any
-    with Bars(quiet=quiet or ranks.rank != 0, uploads=not options["no_push"]) as bars:
-        if options["no_push"]:
+    with Bars(quiet=output.quiet or ranks.rank != 0, uploads=where is not None) as bars:
+        if where is None:
             result = api.convert(
-                options["load_dir"],
-                options["save_dir"],
-                repo_id=options["repo_id"],
-                overwrite=options["overwrite"],
+                load_dir,
+                folder.save_dir,
+                repo_id=repo_id,
+                overwrite=folder.overwrite,
                 progress=bars,
                 ranks=ranks,
                 **what,
             )
         else:
-            result = api.push(options["load_dir"], progress=bars, ranks=ranks, **where, **what)
+            result = api.push(load_dir, progress=bars, ranks=ranks, **where.given_values(), **what)
         for warning in result.warnings:
             bars.warn(warning)
     if ranks.rank == 0:
-        _print(result.to_json() if as_json else result.to_text())
+        _print(result.to_json() if output.json else result.to_text())
 
 
 @cli.command()
-@load_dir_option
-@click.option("--repo-id", help="A repository that was pushed from it.")
-@click.option("--revision", default="main", show_default=True, help="Its branch, tag or commit.")
-@click.option("--token", help="A token; by default the stored login or HF_TOKEN.")
-@click.option("--save-dir", type=PATH, help="A folder made from it.")
-@convert_options
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@options_of(*VERIFY_GROUPS)
 @click.pass_context
-def verify(context: click.Context, /, *, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Hold a repository or a folder against its checkpoint; exit 8 where they differ.
+def verify(context: click.Context, /, **_: Any) -> None:
+    """Verify a repository or a directory against its checkpoint; exit 8 if they differ.
 
     Nothing is downloaded but a repository's listing and config. A repository's own record says with
-    which options it was made; a folder needs the options that it was made with.
+    which options it was made; a directory needs the options that it was made with.
     """
+    output, where = given(context, OutputOptions), given(context, VerifyOptions)
+    load_dir, what = given(context, CheckpointOptions).load_dir, given_plan(context)
     from hubmerge import api
     from hubmerge.cli.progress_bars import Bars
 
-    what = given_options(context)
-    with Bars(quiet=quiet, words=("checking", "checked")) as bars:
-        result = api.verify(
-            options["load_dir"],
-            save_dir=options["save_dir"],
-            repo_id=options["repo_id"],
-            revision=options["revision"],
-            token=options["token"],
-            progress=bars,
-            **what,
-        )
+    with Bars(quiet=output.quiet, words=("checking", "checked")) as bars:
+        result = api.verify(load_dir, progress=bars, **where.given_values(), **what.given_values())
         for warning in result.warnings:
             bars.warn(warning)
-    _print(result.to_json() if as_json else result.to_text())
+    _print(result.to_json() if output.json else result.to_text())
     if result.differences:
         context.exit(MismatchError.exit_code)
 
 
 @cli.command()
-@load_dir_option
-@json_option
-def inspect(load_dir: Path, as_json: bool) -> None:
+@options_of(CheckpointOptions, JsonOptions)
+@click.pass_context
+def inspect(context: click.Context, /, *, json: bool, **_: Any) -> None:
     """Show what a checkpoint holds."""
+    load_dir = given(context, CheckpointOptions).load_dir
     from hubmerge import api
     from hubmerge.planning.preview import inspection_to_text
 
     inspection = api.inspect(load_dir)
-    _print(inspection.to_json() if as_json else inspection_to_text(inspection))
+    _print(inspection.to_json() if json else inspection_to_text(inspection))
 
 
 @cli.command()
-@click.option("--dir", "folder", type=PATH, help="Keep the files here.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Keep the files here.")
 def demo(folder: Path | None) -> None:
     """Train a tiny model with FSDP2 on two processes, convert it, load it, generate."""
     from hubmerge.cli.demo import run_demo

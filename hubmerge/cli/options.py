@@ -1,223 +1,194 @@
-"""The options of the command, in groups, and how they become arguments of the library."""
+"""The command's own options, and click's options made of all declared ones."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from decimal import Decimal
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from hubmerge.errors import UsageError
+from hubmerge.names.options import NamingOptions
+from hubmerge.options import Option, Options, declared_in, flag_of, option, parse_path
+from hubmerge.planning.options import PlanOptions
+from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions, parse_token
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
-_UNITS = {
-    "b": 1,
-    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", start=1)},
-    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", start=1)},
-}
+T = TypeVar("T", bound=Options)
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes: 2000000000, 2GB, 500MB, 4GiB."""
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(Options):
+    """Where the checkpoint is."""
 
-    name = "size"
+    title = "Checkpoint"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = _SIZE.fullmatch(str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is not a size such as 2000000000, 2GB, 500MB or 4GiB", param, ctx)
-        size = int(Decimal(match[1]) * _UNITS[(match[2] or "B").lower()])
-        if size < 1:
-            self.fail(f"{value!r} is less than one byte", param, ctx)
-        return size
-
-
-class _Path(click.Path):
-    """A path; a variable that is not set must not mean the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not value:
-            self.fail("is empty", param, ctx)
-        return super().convert(value, param, ctx)
+    load_dir: Path = option(
+        MISSING,
+        "The checkpoint: its own directory, a step's, or a whole run's (its newest step).",
+        metavar="DIR",
+        parse=parse_path,
+    )
 
 
-PATH = _Path(path_type=Path)
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(Options):
+    """What a push writes instead with --no-push."""
 
-load_dir_option = click.option(
-    "--load-dir",
-    required=True,
-    type=PATH,
-    help="The checkpoint: its own folder, a step's, or a whole run's (its newest step).",
+    title = "Write a directory instead"
+
+    no_push: bool = option(
+        False, "Write the directory that would be pushed, and push nothing.", is_input=False
+    )
+    save_dir: Path | None = option(
+        None,
+        "Directory to write with --no-push.",
+        metavar="DIR",
+        if_unset="LOAD_DIR/hf_ckpt",
+        parse=parse_path,
+        is_input=False,
+    )
+    overwrite: bool = option(
+        False, "Replace a model that the directory already holds.", is_input=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Options):
+    """What `verify` compares with the checkpoint."""
+
+    title = "What to verify"
+
+    repo_id: str | None = option(
+        None, "Repository that was pushed from the checkpoint.", metavar="ORG/NAME"
+    )
+    revision: str = option(DEFAULT_BRANCH, "Its branch, tag or commit.", metavar="REVISION")
+    token: str | None = option(
+        None,
+        "Access token.",
+        metavar="TOKEN",
+        if_unset="HF_TOKEN or the stored login",
+        parse=parse_token,
+        is_secret=True,
+    )
+    save_dir: Path | None = option(
+        None, "Directory that was written from the checkpoint.", metavar="DIR", parse=parse_path
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions(Options):
+    """How a result is printed."""
+
+    title = "Output"
+
+    json: bool = option(False, "Print one JSON object on stdout.", is_input=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(JsonOptions):
+    """What is printed on the way."""
+
+    quiet: bool = option(False, "No progress on stderr.", short="-q", is_input=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOutputOptions(OutputOptions):
+    """What a push prints, or whether it does anything else."""
+
+    dry_run: bool = option(False, "Print the plan; write nothing.", is_input=False)
+
+
+# All that a push can be told.
+PUSH_GROUPS: tuple[type[Options], ...] = (
+    CheckpointOptions,
+    PushOptions,
+    FolderOptions,
+    PlanOptions,
+    NamingOptions,
+    PushOutputOptions,
 )
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
-)
-
-_WHERE = (
-    click.option("--repo-id", help="The repository, ORG/NAME; created if missing."),
-    click.option("--private", is_flag=True, help="Create the repository private."),
-    click.option(
-        "--revision", default="main", show_default=True, help="The branch; created if missing."
-    ),
-    click.option("--create-pr", is_flag=True, help="Open a pull request instead."),
-    click.option("--tag", help="Tag the commit."),
-    click.option("--commit-message", help="Its first line."),
-    click.option("--commit-description", help="Its further text."),
-    click.option("--token", help="A token; by default the stored login or HF_TOKEN."),
-    click.option("--staging-dir", type=PATH, help="Where shards stand until they are uploaded."),
-    click.option(
-        "--max-disk",
-        type=Size(),
-        help="Bytes staged on this machine at a time.  [default: two shards for each process]",
-    ),
-    click.option(
-        "--clean",
-        is_flag=True,
-        help="Remove staging branches of other runs, also of runs that are still working.",
-    ),
-)
-_LOCAL = (
-    click.option(
-        "--no-push", is_flag=True, help="Write the folder that would be pushed, and push nothing."
-    ),
-    click.option(
-        "--save-dir", type=PATH, help="The folder of --no-push.  [default: LOAD_DIR/hf_ckpt]"
-    ),
-    click.option(
-        "--overwrite", is_flag=True, help="Replace a model that the folder already holds."
-    ),
-)
-_WHAT = (
-    click.option(
-        "--model-assets-dir", type=PATH, help="Where config, tokenizer and the like come from."
-    ),
-    click.option(
-        "--shard-size",
-        type=Size(),
-        default="2GB",
-        show_default=True,
-        help="Bytes of tensors in one file at most: 2000000000, 2GB, 500MB, 4GiB.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["bfloat16", "float16", "float32", "auto"]),
-        default="bfloat16",
-        show_default=True,
-        help="What floating tensors become; auto leaves them as stored.",
-    ),
-    click.option("--license", help="The model's license, for its card."),
-    click.option("--card", type=PATH, help="A model card of your own; its text stays."),
-)
-_NAMES = (
-    click.option("--base-model", help="The model that was trained from: a Hub id or a folder."),
-    click.option("--model-key", help="The dict that holds the model, as in app.model."),
-    click.option("--include", multiple=True, help="Regex: only checkpoint keys that match."),
-    click.option("--exclude", multiple=True, help="Regex: leave out checkpoint keys that match."),
-    click.option(
-        "--rename",
-        multiple=True,
-        metavar="REGEX=>NEW",
-        help="Change names, after wrappers are stripped; may be given again.",
-    ),
-    click.option(
-        "--experts",
-        type=click.Choice(["auto", "fused", "split"]),
-        default="auto",
-        show_default=True,
-        help="Stacked experts: as on the Hub, as stored, or one tensor for each.",
-    ),
-    click.option(
-        "--mode",
-        type=click.Choice(["auto", "full", "lora"]),
-        default="auto",
-        show_default=True,
-        help="Publish the model or the LoRA adapter; auto looks for one.",
-    ),
-    click.option(
-        "--adapter-config-path",
-        type=PATH,
-        help="The adapter_config.json of a LoRA run.  [default: in the assets, or beside the "
-        "checkpoint]",
-    ),
-    click.option(
-        "--like-base-shards", is_flag=True, help="Each tensor in the file it has in the base model."
-    ),
-    click.option("--keep-dtype", multiple=True, help="Regex: names that stay as they are stored."),
-    click.option("--allow-overflow", is_flag=True, help="Let float16 values become infinite."),
-    click.option(
-        "--check-model/--no-check-model",
-        default=True,
-        help="Ask transformers' loader for its verdict on the names first.  [default: check]",
-    ),
-    click.option(
-        "--trust-remote-code",
-        is_flag=True,
-        help="Run the model's own code from the assets folder, to learn its names.",
-    ),
-)
+VERIFY_GROUPS = (CheckpointOptions, VerifyOptions, PlanOptions, NamingOptions, OutputOptions)
 
 
-def push_options(command: F) -> F:
-    """Where to publish, or to write instead."""
-    return _add(command, _WHERE + _LOCAL)
+class DeclaredOption(click.Option):
+    """An option of the command, made of a declared field; the group checks its value."""
+
+    def __init__(self, group: type[Options], declared: Field[Any], about: Option) -> None:
+        self.title = group.title
+        name, default = declared.name, declared.default
+        is_flag, flag = isinstance(default, bool), flag_of(declared)
+        if default is True:
+            flag += flag.replace("--", "/--no-", 1)
+        shown = about.if_unset or (default if isinstance(default, str) else None)
+        super().__init__(
+            [name, *filter(None, [about.short]), flag],
+            help=about.help + (f"  [default: {shown}]" if shown else ""),
+            metavar=f"[{'|'.join(about.choices)}]" if about.choices else about.metavar,
+            is_flag=is_flag,
+            required=default is MISSING and name == "load_dir",
+            multiple=isinstance(default, tuple),
+            type=None if is_flag else click.UNPROCESSED,
+        )
 
 
-def convert_options(command: F) -> F:
-    """What is published."""
-    return _add(command, _WHAT + _NAMES)
+def options_of(*groups: type[Options]) -> Callable[[F], F]:
+    """Return a decorator that adds the options of some groups to a command."""
+
+    def add(command: F) -> F:
+        parameters = [
+            DeclaredOption(group, declared, about)
+            for group in groups
+            for declared, about in declared_in(group)
+        ]
+        command.__click_params__ = parameters[::-1]  # type: ignore[attr-defined]
+        return command
+
+    return add
 
 
-def _add(command: F, options: tuple[Callable[[F], F], ...]) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command
+def _is_given(context: click.Context, name: str) -> bool:
+    sources = click.core.ParameterSource
+    return context.get_parameter_source(name) in (sources.COMMANDLINE, sources.ENVIRONMENT)
 
 
-def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The command's options as arguments of `api.push` alone, and of `api.plan`.
+def given(context: click.Context, group: type[T], **more: Any) -> T:
+    """Return the options of a group that the user gave, checked.
+
+    Args:
+        more: values of the group that are made otherwise.
+    """
+    names = [declared.name for declared in fields(group) if _is_given(context, declared.name)]
+    return group(**{name: context.params[name] for name in names}, **more)
+
+
+def given_plan(context: click.Context) -> PlanOptions:
+    """Return what the user decided about the published files, checked."""
+    naming = given(context, NamingOptions)
+    return given(context, PlanOptions, **({"naming": naming} if naming.given else {}))
+
+
+def given_folder(context: click.Context) -> FolderOptions:
+    """Return what a push with --no-push writes.
 
     Raises:
         UsageError: options that exclude or need each other.
     """
-    from hubmerge.names.options import NamingOptions
-
-    if not options["no_push"] and options["repo_id"] is None:
-        raise UsageError("--repo-id is missing", "Give ORG/NAME, or --no-push to stay local.")
-    if not options["no_push"] and (options["save_dir"] or options["overwrite"]):
+    folder = given(context, FolderOptions)
+    if not folder.no_push and folder.given:
         raise UsageError("--save-dir and --overwrite need --no-push")
-    if options["no_push"]:
-        for name in _names(_WHERE):
+    if folder.no_push:
+        for declared in fields(PushOptions):
             # The card names the repository.
-            if name != "repo_id" and options[name] not in (None, False, "main"):
-                raise UsageError(f"--{name.replace('_', '-')} cannot be used with --no-push")
-    where = {name: options[name] for name in _names(_WHERE)}
-    what = {name: options[name] for name in _names(_WHAT)}
-    what["naming"] = NamingOptions(**{name: options[name] for name in _names(_NAMES)})
-    return where, what
+            if declared.name != "repo_id" and _is_given(context, declared.name):
+                raise UsageError(f"{flag_of(declared)} cannot be used with --no-push")
+    return folder
 
 
-def given_options(context: click.Context) -> dict[str, Any]:
-    """Of the options that decide what is published, those that the user gave."""
-    from hubmerge.names.options import NamingOptions
-
-    def is_given(name: str) -> bool:
-        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-    what = {name: context.params[name] for name in _names(_WHAT) if is_given(name)}
-    naming = {name: context.params[name] for name in _names(_NAMES)}
-    return what | {"naming": NamingOptions(**naming)}
-
-
-def _names(options: tuple[Callable[..., Any], ...]) -> list[str]:
-    """The parameter names of some options."""
-
-    def nothing() -> None:
-        pass
-
-    _add(nothing, options)
-    return [str(parameter.name) for parameter in nothing.__click_params__]  # type: ignore[attr-defined]
+def given_push(context: click.Context) -> PushOptions:
+    """Return where to publish, checked."""
+    if context.params["repo_id"] is None:
+        raise UsageError("--repo-id is missing", "Give ORG/NAME, or --no-push to stay local.")
+    return given(context, PushOptions)

@@ -1,162 +1,83 @@
-"""The options that decide what is published, and how a commit of a push records them.
-
-From the record `verify` makes the same plan again. Only what decides bytes and names is recorded,
-and never a path of somebody's machine.
-"""
+"""The options that decide what is published."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import Any, Protocol, runtime_checkable
 
-from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.names.options import DEFAULT_NAMING, NamingOptions, matches_any
-from hubmerge.names.reference import REPO_ID, is_on_hub
-from hubmerge.planning.plan import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, Plan
+from hubmerge.names.options import DEFAULT_NAMING, NamingOptions
+from hubmerge.options import Options, option, parse_size
 
-T = TypeVar("T")
+DEFAULT_SHARD_SIZE = 2_000_000_000
+DEFAULT_DTYPE = "bfloat16"
+DTYPES = ("bfloat16", "float16", "float32", "auto")
 
-# Recorded in place of a base model's folder.
-LOCAL_BASE = "a folder"
+_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 
 
-class PlanOptions(TypedDict, total=False):
-    """What decides the published files; the keyword arguments of `plan`, `convert` and `push`.
+@runtime_checkable
+class TorchDtype(Protocol):
+    """A `torch.dtype`, without an import of torch."""
+
+    @property
+    def is_floating_point(self) -> bool: ...
+
+
+def parse_dtype(value: Any, flag: str) -> str:
+    """Return the name of a dtype that is given as text or as torch's own."""
+    if not isinstance(value, (str, TorchDtype)):
+        raise TypeError(f"{flag} must be a torch.dtype, or a text such as 'bfloat16'")
+    name = str(value).removeprefix("torch.")
+    return _ALIASES.get(name, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """What decides the published files; keyword arguments of `plan`, `convert` and `push`.
 
     Attributes:
-        model_assets_dir: where config, tokenizer and the like are copied from.
-        shard_size: bytes of tensors that one file holds at most (2,000,000,000).
-        dtype: ``bfloat16`` (the default), ``float16``, ``float32``, or ``auto`` for as stored.
-            Integers and bools are never cast.
-        naming: where the user knows better than the tool which tensor is what.
+        model_assets_dir: directory that config, tokenizer and the like are copied from.
+        shard_size: maximum bytes of tensors in one file; None if not given (2 GB).
+        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for as stored; None if not given
+            (bfloat16). Integers and bools are never cast.
         license: the model's license, for its card.
-        card: a model card of the user's own; its text stays, missing metadata is filled in.
+        card: a model card to use; missing metadata is filled in.
+        eval_results: a file of evaluation results to publish with the model.
+        no_config: publish without a config.
+        naming: corrections to what is decided about names, precision and layout.
     """
 
-    model_assets_dir: str | Path | None
-    shard_size: int
-    dtype: str
-    naming: NamingOptions
-    license: str | None
-    card: str | Path | None
+    title = "What to publish"
 
-
-def check_options(options: PlanOptions) -> None:
-    """Raises UsageError where a caller gave what is no option, or a value of another type."""
-    for name in options:
-        if name not in PlanOptions.__annotations__:
-            raise UsageError(
-                f"unknown option {name!r}",
-                f"Known are: {', '.join(PlanOptions.__annotations__)}; what concerns names goes "
-                "into naming=NamingOptions(...).",
-            )
-    kinds = get_type_hints(PlanOptions)
-    for name, value in options.items():
-        if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            wanted = getattr(kinds[name], "__name__", str(kinds[name]))
-            raise UsageError(f"{name} must be {wanted}, not {value!r}")
-
-
-def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
-    """The options that `plan` was made with, in a form for JSON."""
-    naming = replace(
-        options.get("naming", DEFAULT_NAMING),
-        adapter_config_path=None,
-        float32=tuple(_kept_float32(plan, options)),
+    model_assets_dir: str | Path | None = option(
+        None, "Directory to copy config, tokenizer and the like from.", metavar="DIR"
     )
-    base = naming.base_model
-    is_local = base is not None and not is_on_hub(base)
-    if is_local:
-        naming = replace(naming, base_model=None)
-    defaults = asdict(DEFAULT_NAMING)
-    return {
-        **({"base": LOCAL_BASE} if is_local else {}),
-        "dtype": options.get("dtype", DEFAULT_DTYPE),
-        "shard_size": options.get("shard_size", DEFAULT_SHARD_SIZE),
-        "naming": {k: v for k, v in asdict(naming).items() if v != defaults[k]},
-    }
-
-
-def _kept_float32(plan: Plan, options: PlanOptions) -> list[str]:
-    """Names that are float32 for another reason than the options; the config tells some again."""
-    dtype = options.get("dtype", DEFAULT_DTYPE)
-    kept_as_stored = options.get("naming", DEFAULT_NAMING).keep_dtype
-    return [
-        tensor.name
-        for shard in plan.shards
-        for tensor in shard.tensors
-        if tensor.source_dtype.kind == "float"
-        and tensor.dtype.name == "float32"
-        and dtype != "float32"
-        and (dtype != "auto" or tensor.is_cast)
-        and not matches_any(kept_as_stored, tensor.name)
-    ]
-
-
-def recalled_options(recorded: dict[str, Any], given: PlanOptions) -> PlanOptions:
-    """The options of a record, and over them those that a user gives now.
-
-    Whoever may write to the repository can write a record: code is run only for who asks for it
-    here. The loader's check is left out, since it changes no byte.
-
-    Raises:
-        CheckpointError: the record is damaged.
-    """
-    try:
-        naming = _recalled_naming(recorded["naming"]) | {
-            name: value
-            for name, value in asdict(given.get("naming", DEFAULT_NAMING)).items()
-            if value != getattr(DEFAULT_NAMING, name)
-        }
-        made_with: PlanOptions = {
-            "dtype": _text(recorded["dtype"]),
-            "shard_size": _of_type(int, recorded["shard_size"]),
-        }
-        return {**made_with, **given, "naming": NamingOptions(**naming)}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(error) from None
-
-
-def _recalled_naming(recorded: Any) -> dict[str, Any]:
-    """The recorded fields, each of the type that it has."""
-    naming: dict[str, Any] = {}
-    for name, value in dict(recorded).items():
-        default = getattr(DEFAULT_NAMING, name)
-        naming[name] = (
-            tuple(map(_text, _of_type(list, value)))
-            if isinstance(default, tuple)
-            else _of_type(bool if isinstance(default, bool) else str, value)
-        )
-    if not REPO_ID.fullmatch(naming.get("base_model", "a/b")):
-        raise ValueError("base_model")
-    for never_recorded in ("trust_remote_code", "adapter_config_path"):
-        naming.pop(never_recorded, None)
-    return naming | {"check_model": False}
-
-
-def _of_type(kind: type[T], value: Any) -> T:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}"[:100])
-    return value
-
-
-def _text(value: Any) -> str:
-    return _of_type(str, value)
-
-
-def recalled_content_ids(recorded: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """sha256 and git blob id of each small file that was pushed; errors as of the options."""
-    try:
-        return {
-            _text(name): tuple(map(_text, ids)) for name, ids in dict(recorded["files"]).items()
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(error) from None
-
-
-def _damaged(error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"the record of the push in the commit is damaged: {error!r}",
-        "Download the files and verify them with --save-dir, and the options of the push.",
+    shard_size: int | None = option(
+        None,
+        "Maximum size of the tensors in one file, such as 5GB or 4GiB.",
+        metavar="SIZE",
+        if_unset="2GB",
+        parse=parse_size,
     )
+    dtype: str | None = option(
+        None,
+        "Cast floating tensors to this dtype; auto keeps them as stored.",
+        choices=DTYPES,
+        if_unset=DEFAULT_DTYPE,
+        parse=parse_dtype,
+    )
+    license: str | None = option(
+        None, "The model's license, for its card, such as apache-2.0.", metavar="ID"
+    )
+    card: str | Path | None = option(
+        None, "Use this model card; missing metadata is filled in.", metavar="FILE"
+    )
+    eval_results: str | Path | None = option(
+        None, "Publish these evaluation results in the same commit (YAML).", metavar="FILE"
+    )
+    no_config: bool = option(False, "Publish without a config.json; loaders will need one.")
+    naming: NamingOptions = DEFAULT_NAMING
+
+
+DEFAULT_PLAN = PlanOptions()

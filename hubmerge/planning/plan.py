@@ -17,15 +17,13 @@ from hubmerge.checkpoint.boxes import dtype_of
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor, file_extents
 from hubmerge.checkpoint.tiling import covered
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
+from hubmerge.formatting import human_bytes
 from hubmerge.hf_format.dtypes import BY_NAME, DType
 from hubmerge.hf_format.filenames import ADAPTER_NAME, SINGLE_NAME
 from hubmerge.hf_format.safetensors_header import MAX_HEADER_BYTES, build_header, file_order
 from hubmerge.names.views import Part
 from hubmerge.names.weights import Dropped, Naming, Weight
-
-DEFAULT_SHARD_SIZE = 2_000_000_000
-DEFAULT_DTYPE = "bfloat16"
-DTYPES = ("bfloat16", "float16", "float32", "auto")
+from hubmerge.planning.options import DTYPES
 
 # The Hub refuses larger files.
 MAX_SHARD_BYTES = 500_000_000_000
@@ -85,7 +83,7 @@ class PlannedShard:
         return len(self.header) + sum(tensor.size_bytes for tensor in self.tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """All output files that hold weights, and what was decided about each stored tensor.
 
@@ -99,6 +97,13 @@ class Plan:
     warnings: tuple[str, ...]
     layout: str
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        files = f"{len(self.shards)} file{'s' * (len(self.shards) != 1)}"
+        return (
+            f"<Plan of {files}, {self.total_parameters:,} parameters, "
+            f"{human_bytes(self.total_size)}, {len(self.warnings)} warnings>"
+        )
 
     @cached_property
     def total_size(self) -> int:

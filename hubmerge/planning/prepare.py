@@ -27,6 +27,7 @@ from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
 from hubmerge.names.weights import Naming
+from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOptions
 from hubmerge.planning.plan import Plan, make_plan
 from hubmerge.system.gc_pause import gc_paused
 
@@ -48,14 +49,7 @@ class _Known(NamedTuple):
 
 
 @gc_paused()
-def prepare(
-    load_dir: Path,
-    assets_dir: Path | None,
-    options: NamingOptions,
-    *,
-    dtype: str,
-    shard_size: int,
-) -> tuple[Plan, Assets]:
+def prepare(load_dir: Path, options: PlanOptions) -> tuple[Plan, Assets]:
     """Plan the conversion of whatever `load_dir` points at.
 
     No tensor is read but those that the config ties, to be compared, and what is left out although
@@ -64,26 +58,28 @@ def prepare(
     Raises:
         HubmergeError: one of the tree in `hubmerge.errors`.
     """
-    located = locate(load_dir, holds_model, ema=options.ema)
+    assets_dir = Path(options.model_assets_dir) if options.model_assets_dir is not None else None
+    wanted, dtype = options.naming, options.dtype or DEFAULT_DTYPE
+    located = locate(load_dir, holds_model, ema=wanted.ema)
     checkpoint = read_checkpoint(located.folder)
     if located.is_ema:
-        options = replace(options, ema=False)  # done: no copy inside the checkpoint is meant
-    known = _what_is_known(checkpoint, assets_dir, options)
-    naming = name_weights(checkpoint, options, known.truth, dtype)
+        wanted = replace(wanted, ema=False)  # done: no copy inside the checkpoint is meant
+    known = _what_is_known(checkpoint, assets_dir, wanted)
+    naming = name_weights(checkpoint, wanted, known.truth, dtype)
     naming.warnings[:0] = [*located.warnings, *known.warnings]
     plan = make_plan(
         checkpoint,
         naming,
         dtype=dtype,
-        shard_size=shard_size,
-        allow_overflow=options.allow_overflow,
+        shard_size=options.shard_size or DEFAULT_SHARD_SIZE,
+        allow_overflow=wanted.allow_overflow,
         notes=(*located.notes, *_folders_of(located)),
     )
     if plan.is_adapter:
         beside = _beside(located.folder.absolute(), load_dir.absolute())
-        return plan, _adapter_assets(plan, beside, assets_dir, options)
+        return plan, _adapter_assets(plan, beside, assets_dir, wanted)
     assets = collect_assets(assets_dir, plan.main_dtype)
-    if options.check_model:
+    if wanted.check_model:
         warnings = _check(plan, naming, known.truth)
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
     return plan, assets

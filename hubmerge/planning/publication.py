@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hubmerge.hf_format.assets import Assets
 from hubmerge.planning.card import CARD, CardOptions, is_ours, small_files
-from hubmerge.planning.options import PlanOptions
+from hubmerge.planning.options import DEFAULT_PLAN, PlanOptions
 from hubmerge.planning.plan import Plan
 
 
@@ -23,7 +23,7 @@ class Publication:
     assets: Assets
     card: CardOptions
     repo_id: str | None = None
-    options: PlanOptions = field(default_factory=PlanOptions)
+    options: PlanOptions = DEFAULT_PLAN
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from hubmerge.errors import (
     UsageError,
 )
 from hubmerge.publish.hub_errors import translated
+from hubmerge.publish.options import parse_token
 from hubmerge.publish.remote import (
     AddFile,
     Change,
@@ -89,16 +90,6 @@ def quiet_hub() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _clean(token: str | None) -> str | None:
-    """A token as it was meant; what no token has would be repeated by the HTTP library's error."""
-    if token is None:
-        return None
-    token = token.strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise AccessError("--token: what was given is no token (a character that none has)")
-    return token
-
-
 class Hub:
     """One model repository, as one user sees it.
 
@@ -110,7 +101,8 @@ class Hub:
         from huggingface_hub import HfApi
 
         self.repo_id = repo_id
-        self._api = HfApi(token=_clean(token), library_name="hubmerge")
+        clean = parse_token(token, "--token") if token is not None else None
+        self._api = HfApi(token=clean, library_name="hubmerge")
 
     @property
     def url(self) -> str:

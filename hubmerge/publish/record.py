@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hubmerge.conversion.shard_writer import WrittenShard
-from hubmerge.planning.options import recalled_content_ids, record_options
+from hubmerge.planning.option_record import recalled_content_ids, record_options
 from hubmerge.planning.publication import Publication
 from hubmerge.publish.remote import RemoteCommit, content_ids
 

@@ -252,7 +252,7 @@ def test_the_user_decides(options: NamingOptions, expected: set[str]) -> None:
         ("include", ("(",), "--include '('"),
         ("exclude", ("[",), "--exclude '['"),
         ("keep_dtype", ("*",), "--keep-dtype '*'"),
-        ("rename", ("a->b",), "is not REGEX=>NEW"),
+        ("rename", ("a->b",), "--rename 'a->b': is not REGEX=>NEW"),
         ("rename", ("(=>b",), "--rename '('"),
         ("rename", (r"a=>\2",), "cannot be used"),
         ("experts", "both", "--experts 'both'"),

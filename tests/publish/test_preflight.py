@@ -162,7 +162,7 @@ def test_other_files_of_the_assets_folder_stay_at_home(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--create-pr", "--revision", "next"], "--create-pr opens a pull request for main"),
+        (["--create-pr", "--revision", "next"], "--create-pr: opens a pull request for main"),
         (["--tag", "bad tag"], "no name for a tag"),
         *((["--revision", name], "no name for a branch") for name in (
             "a b", "a..b", "HEAD", "refs/heads/x", "0123456789" * 4, "hubmerge/abc")),

@@ -1,7 +1,7 @@
 """Run ``hubmerge push`` for the action: inputs from the environment, outputs and a job summary.
 
-Each input is HUBMERGE_INPUT_<NAME>; an empty one is left out. The token goes to the command by its
-environment, never on its command line.
+Each input is HUBMERGE_INPUT_<NAME>, made of a declared option of the command (`inputs.py`); an
+empty one is left out. The token goes to the command by its environment, never on its command line.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from hubmerge.cli.options import PUSH_GROUPS
+from hubmerge.options import declared_in, flag_of
+
 PREFIX = "HUBMERGE_INPUT_"
-VALUES = (
-    "load-dir", "repo-id", "model-assets-dir", "revision", "tag", "commit-message",
-    "commit-description", "staging-dir", "max-disk", "shard-size", "dtype", "license", "card",
-    "base-model", "model-key", "experts", "mode", "adapter-config-path",
-)  # fmt: skip
-LISTS = ("include", "exclude", "rename", "keep-dtype")
-FLAGS = ("private", "create-pr", "clean", "like-base-shards", "allow-overflow", "trust-remote-code")
-REQUIRED = ("load-dir", "repo-id")
+DECLARED = {
+    flag_of(declared).removeprefix("--"): declared
+    for declared, about in declared_in(*PUSH_GROUPS)
+    if about.is_input
+}
+SWITCHES = {name: d.default for name, d in DECLARED.items() if isinstance(d.default, bool)}
+LISTS = tuple(name for name, d in DECLARED.items() if isinstance(d.default, tuple))
+VALUES = tuple(name for name in DECLARED if name not in {*SWITCHES, *LISTS, "token"})
+REQUIRED = tuple(name for name, d in DECLARED.items() if d.default is MISSING)
 MAY_HAVE_LINES = ("commit-description",)
 
 
@@ -67,11 +72,9 @@ def arguments(env: Mapping[str, str]) -> Iterator[str]:
     for name in LISTS:
         for line in filter(None, map(str.strip, value_of(env, name).splitlines())):
             yield f"--{name}={checked(name, line)}"
-    for name in FLAGS:
-        if flag(env, name):
-            yield f"--{name}"
-    if not flag(env, "check-model", default=True):
-        yield "--no-check-model"
+    for name, default in SWITCHES.items():
+        if flag(env, name, default) is not default:
+            yield f"--no-{name}" if default else f"--{name}"
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
