@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect as introspection
+import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
+from hubmerge.conversion.shard_writer import BUFFER_BYTES
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.conversion.to_folder import ConvertResult, convert_plan
 from hubmerge.errors import HubmergeError, UsageError, only_our_errors
@@ -34,6 +36,7 @@ from hubmerge.system.ranks import SINGLE_PROCESS, Ranks
 from hubmerge.verification import VerifyResult, verify_folder, verify_repository
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", ConvertResult, PushResult, VerifyResult)
 
 
 def _public(function: F) -> F:
@@ -124,7 +127,7 @@ def preview(
     if not no_push:
         staged = ranks.local_count * staging_cap(planned, max_disk, ranks)
         peak_disk_bytes = min(staged, peak_disk_bytes)
-    return Preview(planned, sizes, tuple(warnings), peak_disk_bytes)
+    return Preview(planned, sizes, tuple(warnings), BUFFER_BYTES, peak_disk_bytes)
 
 
 @_public
@@ -164,13 +167,15 @@ def convert(
         HubmergeError: one of the tree in `hubmerge.errors`. An incomplete file never has its final
             name, and a folder never has an index before it is complete.
     """
-    return convert_plan(
+    began = time.monotonic()
+    result = convert_plan(
         _publication(load_dir, repo_id, PlanOptions.among(locals())),
         Path(save_dir) if save_dir is not None else _default_save_dir(Path(load_dir)),
         overwrite=overwrite,
         progress=progress,
         ranks=ranks,
     )
+    return _timed(result, began)
 
 
 @_public
@@ -222,9 +227,10 @@ def push(
         HubmergeError: one of the tree in `hubmerge.errors`; the branch is then as it was, and the
             same call resumes.
     """
-    options = PushOptions.among(locals())
-    publication = _publication(load_dir, repo_id, PlanOptions.among(locals()))
-    return push_plan(publication, options, progress, ranks)
+    options, what = PushOptions.among(locals()), PlanOptions.among(locals())
+    began = time.monotonic()
+    result = push_plan(_publication(load_dir, repo_id, what), options, progress, ranks)
+    return _timed(result, began)
 
 
 @_public
@@ -261,7 +267,7 @@ def verify(
         UsageError: neither or both of `save_dir` and `repo_id`, or no record of a push.
         HubmergeError: the checkpoint or the Hub cannot be read.
     """
-    options = PlanOptions.among(locals())
+    options, began = PlanOptions.among(locals()), time.monotonic()
     if (save_dir is None) == (repo_id is None):
         raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
     if save_dir is not None:
@@ -269,16 +275,17 @@ def verify(
             raise UsageError(f"{save_dir}: no such folder", "Check --save-dir.")
         # The card names the repository that the folder was made for.
         named = repository_named_in(Path(save_dir) / CARD)
-        return verify_folder(_publication(load_dir, named, options), Path(save_dir), progress)
+        publication = _publication(load_dir, named, options)
+        return _timed(verify_folder(publication, Path(save_dir), progress), began)
 
     with quiet_hub():
-        return verify_repository(
-            Hub(str(repo_id), token),
-            revision,
-            options,
-            partial(prepare, Path(load_dir)),
-            progress=progress,
-        )
+        plan_with = partial(prepare, Path(load_dir))
+        hub = Hub(str(repo_id), token)
+        return _timed(verify_repository(hub, revision, options, plan_with, progress), began)
+
+
+def _timed(result: R, began: float) -> R:
+    return replace(result, seconds=round(time.monotonic() - began, 3))
 
 
 def _publication(load_dir: str | Path, repo_id: str | None, options: PlanOptions) -> Publication:

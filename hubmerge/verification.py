@@ -7,11 +7,9 @@ compared with the Hub's own listing. A folder is read beside it.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -40,9 +38,6 @@ _ABSENT = "no such file"
 # The Hub puts it into each repository.
 _IGNORED_FILES = {".gitattributes"}
 
-# Characters of one line for a person; --json has all.
-_MAX_SHOWN = 500
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -63,46 +58,20 @@ class VerifyResult:
         unchecked: others that are there, of which the checkpoint says nothing.
         options: with which the model was made, by the commit's own record; None for a folder.
         warnings: what was in doubt when the checkpoint was read, one sentence each.
+        seconds: of the whole call, planning included.
     """
 
     place: str
     files: int
     differences: tuple[Difference, ...]
-    seconds: float
     unchecked: tuple[str, ...] = ()
     options: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    def to_text(self) -> str:
-        if self.differences:
-            count = len(self.differences)
-            differ = "file differs" if count == 1 else "files differ"
-            lines = [f"✗ {count} {differ} in {self.place}"]
-        else:
-            lines = [
-                f"✓ Verified {self.files} files in {self.seconds:.1f} s",
-                f"place: {self.place}",
-            ]
-        if self.options is not None:
-            lines.append(f"made with, as the commit says: {json.dumps(self.options)}"[:_MAX_SHOWN])
-        if self.unchecked:
-            names = ", ".join(self.unchecked)
-            lines.append(f"not looked at: {names}"[:_MAX_SHOWN])
-        for difference in self.differences:
-            where = f", first in {difference.tensor!r}" if difference.tensor else ""
-            lines.append(
-                f"  {difference.file}{where}: expected {difference.expected}, "
-                f"found {difference.found}"
-            )
-        return "\n".join(lines)
+    seconds: float = 0.0
 
 
 def verify_folder(publication: Publication, folder: Path, progress: Progress) -> VerifyResult:
     """Compare a folder with what would be written into it."""
-    began = time.monotonic()
     plan, small = publication.plan, publication.small_files()
     files = _open(plan, progress)
     differences = []
@@ -122,7 +91,7 @@ def verify_folder(publication: Publication, folder: Path, progress: Progress) ->
         differences.append(Difference(JOURNAL, _ABSENT, "the mark of a run that was cut off"))
     planned = _planned(plan, small)
     differences += _of_another_model(planned, names, is_adapter=plan.is_adapter)
-    return _result(str(folder), planned, names, differences, began, warnings=plan.warnings)
+    return _result(str(folder), planned, names, differences, warnings=plan.warnings)
 
 
 def verify_repository(
@@ -130,7 +99,6 @@ def verify_repository(
     revision: str,
     options: PlanOptions,
     plan_with: Callable[[PlanOptions], tuple[Plan, Assets]],
-    *,
     progress: Progress,
 ) -> VerifyResult:
     """Compare the Hub's own listing with what the checkpoint gives, made as the commit records.
@@ -148,7 +116,6 @@ def verify_repository(
             "--card and --license are compared with a folder only",
             "Leave them out: what card a push made is told by its commit.",
         )
-    began = time.monotonic()
     commit = hub.head(revision)  # a branch may move meanwhile
     if commit is None:
         raise UsageError(f"{hub.repo_id} has no revision {revision!r}", "Check --revision.")
@@ -160,7 +127,7 @@ def verify_repository(
     told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
     changed = {difference.file: difference for difference in _compare_listing(told_by, listing)}
     if CONFIG in changed and options.model_assets_dir is None:
-        return _result(place, (), listing, [*changed.values()], began, options=recorded)
+        return _result(place, (), listing, [*changed.values()], options=recorded)
     with tempfile.TemporaryDirectory() as temporary:
         for name in told_by.keys() - changed.keys():
             if listing[name].size > MAX_JSON_BYTES:
@@ -186,7 +153,7 @@ def verify_repository(
             "the push took names from a base model in a folder: without it (--base-model), what "
             "it decided is a difference"
         )
-    return _result(place, planned, listing, differences, began, options=recorded, warnings=warnings)
+    return _result(place, planned, listing, differences, options=recorded, warnings=warnings)
 
 
 def _shards_in_listing(plan: Plan, listing: Listing, progress: Progress) -> Iterator[Difference]:
@@ -240,7 +207,6 @@ def _result(
     planned: Collection[str],
     names: Collection[str],
     differences: list[Difference],
-    began: float,
     *,
     options: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
@@ -250,7 +216,6 @@ def _result(
         place=place,
         files=len(looked_at),
         differences=tuple(differences),
-        seconds=round(time.monotonic() - began, 3),
         unchecked=tuple(name for name in names if name not in looked_at | _IGNORED_FILES),
         options=options,
         warnings=tuple(warnings),

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import hubmerge
 from hubmerge import NamingOptions
+from hubmerge.cli.text import as_json, as_text
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.planning.option_record import recalled_content_ids, recalled_options
 from hubmerge.planning.options import DEFAULT_PLAN, PlanOptions
@@ -204,7 +205,7 @@ def test_what_a_base_model_in_a_folder_decided_is_said(
     without = hubmerge.verify(checkpoint, repo_id=REPO)
     assert without.differences
     assert any("--base-model" in warning for warning in without.warnings)
-    assert str(tmp_path) not in without.to_json()
+    assert str(tmp_path) not in as_json(without)
 
 
 def test_given_assets_are_compared(pushed_from_a_base: tuple[Path, Path]) -> None:
@@ -316,7 +317,7 @@ def test_what_a_loader_would_take_first_is_a_difference(
     ):
         assert [d.file for d in result.differences] == [name]
         assert result.unchecked == ("notes/a.txt",)
-        assert "notes/a.txt" in result.to_text()
+        assert "notes/a.txt" in as_text(result)
 
 
 def test_a_run_that_was_cut_off_is_a_difference(checkpoint: Path, converted: Path) -> None:
@@ -391,7 +392,7 @@ def test_what_the_commit_says_is_shown(api: HfApi, naps: list[float], checkpoint
     result = hubmerge.verify(checkpoint, repo_id=REPO)
     assert result.options is not None
     assert result.options["naming"] == {"rename": ["layers=>blocks"]}
-    assert "layers=>blocks" in result.to_text()
+    assert "layers=>blocks" in as_text(result)
 
 
 @pytest.mark.parametrize("option", [{"card": "README.md"}, {"license": "mit"}])

@@ -88,9 +88,11 @@ def _repair_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print(text: str) -> None:
-    """A result, on stdout; nothing in it moves the cursor, wherever it comes from."""
-    click.echo(printable(text))
+def _print_result(result: Any, *, json: bool) -> None:
+    """Print a result on stdout; nothing in it moves the cursor, wherever it comes from."""
+    from hubmerge.cli.text import as_json, as_text
+
+    click.echo(printable(as_json(result) if json else as_text(result)))
 
 
 def _say(ranks: Ranks, message: str, hint: str = "") -> None:
@@ -129,14 +131,12 @@ def push(context: click.Context, /, *, repo_id: str | None, **_: Any) -> None:
     from hubmerge.cli.progress_bars import Bars
 
     if output.dry_run:
-        from hubmerge.planning.preview import plan_to_json, plan_to_text
-
         max_disk = where.max_disk if where else None
         preview = api.preview(
             load_dir, repo_id, no_push=folder.no_push, max_disk=max_disk, ranks=ranks, **what
         )
         if ranks.rank == 0:
-            _print(plan_to_json(preview) if output.json else plan_to_text(preview))
+            _print_result(preview, json=output.json)
         return
     result: Any
     with Bars(quiet=output.quiet or ranks.rank != 0, uploads=where is not None) as bars:
@@ -155,7 +155,7 @@ def push(context: click.Context, /, *, repo_id: str | None, **_: Any) -> None:
         for warning in result.warnings:
             bars.warn(warning)
     if ranks.rank == 0:
-        _print(result.to_json() if output.json else result.to_text())
+        _print_result(result, json=output.json)
 
 
 @cli.command()
@@ -176,7 +176,7 @@ def verify(context: click.Context, /, **_: Any) -> None:
         result = api.verify(load_dir, progress=bars, **where.given_values(), **what.given_values())
         for warning in result.warnings:
             bars.warn(warning)
-    _print(result.to_json() if output.json else result.to_text())
+    _print_result(result, json=output.json)
     if result.differences:
         context.exit(MismatchError.exit_code)
 
@@ -188,10 +188,8 @@ def inspect(context: click.Context, /, *, json: bool, **_: Any) -> None:
     """Show what a checkpoint holds."""
     load_dir = given(context, CheckpointOptions).load_dir
     from hubmerge import api
-    from hubmerge.planning.preview import inspection_to_text
 
-    inspection = api.inspect(load_dir)
-    _print(inspection.to_json() if json else inspection_to_text(inspection))
+    _print_result(api.inspect(load_dir), json=json)
 
 
 @cli.command()

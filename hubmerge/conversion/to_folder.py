@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +30,7 @@ class ConvertResult:
     total_parameters: int
     dropped: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
-    seconds: float
-
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "save_dir": str(self.save_dir)})
-
-    def to_text(self) -> str:
-        return (
-            f"✓ Converted {self.total_parameters:,} parameters into {len(self.shards)} "
-            f"file{'s' * (len(self.shards) != 1)} in {self.seconds:.1f} s\npath: {self.save_dir}"
-        )
+    seconds: float = 0.0
 
 
 def convert_plan(
@@ -61,7 +50,6 @@ def convert_plan(
             write.
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
-    began = time.monotonic()
     plan = publication.plan
     _check_not_checkpoint(save_dir, plan)
     for note in plan.notes:
@@ -98,7 +86,6 @@ def convert_plan(
         total_parameters=plan.total_parameters,
         dropped=tuple(dropped._asdict() for dropped in plan.dropped),
         warnings=publication.warnings,
-        seconds=round(time.monotonic() - began, 3),
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.locate import Located
@@ -51,9 +50,6 @@ class Inspection:
     names: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
     largest: tuple[dict[str, object], ...]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -43,13 +41,13 @@ class PushResult:
     Attributes:
         revision: the branch that has the commit, a pull request's if one was opened.
         peak_staging_bytes: the most that the staging folders held, summed over processes.
-        seconds: of the whole run.
         changed: false if there was nothing to commit.
         created: whether the repository was created.
         removed: files of an older model that the commit removed.
         readme: ``written``, ``kept`` (a person's card) or ``extended`` (with missing metadata).
         tag: names the commit, if one was asked for.
         pull_request: url of the pull request that was opened, or was open already.
+        seconds: of the whole call, planning included.
     """
 
     url: str
@@ -60,7 +58,6 @@ class PushResult:
     uploaded_bytes: int
     resumed_shards: int
     peak_staging_bytes: int
-    seconds: float
     changed: bool
     warnings: tuple[str, ...]
     created: bool = False
@@ -68,19 +65,7 @@ class PushResult:
     readme: str = "written"
     tag: str | None = None
     pull_request: str | None = None
-
-    def to_json(self) -> str:
-        """Return the result as one JSON object."""
-        return json.dumps(asdict(self))
-
-    def to_text(self) -> str:
-        """Return the result for a person."""
-        if not self.changed:
-            return f"✓ Nothing to do: {self.repo_id} already holds this model\nurl: {self.url}"
-        return (
-            f"✓ Pushed {len(self.shards)} file{'s' * (len(self.shards) != 1)} "
-            f"in {self.seconds:.1f} s\nurl: {self.url}"
-        )
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +120,6 @@ def push_plan(
         HubmergeError: any other of the tree. The target is then as it was, and the same command
             resumes.
     """
-    began = time.monotonic()
     plan = publication.plan
     for note in plan.notes:
         progress.note(note)
@@ -162,7 +146,6 @@ def push_plan(
         uploaded_bytes=sum(share.uploaded_bytes for share in shares),
         resumed_shards=len(uploaded),
         peak_staging_bytes=sum(share.peak_bytes for share in shares),
-        seconds=round(time.monotonic() - began, 3),
         warnings=publication.warnings,
     )
 

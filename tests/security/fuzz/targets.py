@@ -18,6 +18,7 @@ from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.schema import Chunk
 from hubmerge.checkpoint.tiling import covering_chunks
+from hubmerge.cli.text import as_json
 from hubmerge.hf_format.assets import collect_assets
 from hubmerge.hf_format.dtypes import BY_NAME
 from hubmerge.hf_format.safetensors_header import read_header
@@ -57,7 +58,7 @@ def inspection(data: bytes) -> None:
     place = folder("inspection")
     (place / ".metadata").write_bytes(data)
     with suppress(hubmerge.HubmergeError):
-        hubmerge.inspect.__wrapped__(place).to_json()  # type: ignore[attr-defined]
+        as_json(hubmerge.inspect.__wrapped__(place))  # type: ignore[attr-defined]
 
 
 def record(data: bytes) -> None:
