@@ -1,0 +1,342 @@
+"""PEFT's names: which tensors of a run are the adapter's, and what its file calls them.
+
+`adapter_config.json` says what belongs to an adapter: the tuner's own parameters, biases, modules
+that were trained whole, rows of an embedding. PEFT's `get_peft_model_state_dict` asks the model;
+here the names answer, so that neither PEFT nor the base model is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from hubmerge.checkpoint.schema import StoredTensor
+from hubmerge.errors import CheckpointError
+from hubmerge.names.peft_tuners import (
+    ANY_TUNER,
+    TUNERS,
+    UNSUPPORTED,
+    Marks,
+    has_unsupported_mark,
+)
+from hubmerge.names.weights import Box, Weight
+
+# What PEFT puts around the model: the tuner, and in it the base model.
+_TUNER = "base_model."
+ROOT = "base_model.model."
+
+# PEFT saves the base weight of an embedding that is targeted if it has one of these names.
+_TARGETED_EMBEDDINGS = ("embed_tokens", "lm_head")
+
+# What models call their head and their embedding; PEFT saves resized ones with any adapter.
+_HEADS = frozenset({"lm_head", "embed_out", "output", "output_layer"})
+_EMBEDDINGS = _HEADS | {"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"}
+
+# What PEFT trains whole for a task, whether the config says so or not.
+_TASK_MODULES = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+_TRAINED_WHOLE = re.compile(r"(.*)\.modules_to_save\.([^.]+)\.(.+)")
+_TOKENS = re.compile(r"(.*)\.token_adapter\.trainable_tokens_delta(?:\.([^.]+))?")
+_BASE_LAYER = re.compile(r".*?([^.]+)(?:\.base_layer)+\.(?:weight|bias)")
+
+_OF_BASE = "base model's weight, not the adapter's"
+_COPY = "copy of a tensor that all layers of the adapter share"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an `adapter_config.json` says of names; values of another type say nothing.
+
+    Attributes:
+        values: all that it says.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def peft_type(self) -> str:
+        return str(self.values.get("peft_type", "")).upper()
+
+    @cached_property
+    def bias(self) -> str:
+        return str(self.values.get("bias", "none"))
+
+    @cached_property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """How the names of the modules end that were trained whole."""
+        by_task = _TASK_MODULES.get(str(self.values.get("task_type")), ())
+        return (*_texts(self.values.get("modules_to_save")), *by_task)
+
+    def trains_tokens_of(self, layer: str) -> bool:
+        """Return whether the config names a layer as one of which rows are trained."""
+        indices = self.values.get("trainable_token_indices")
+        if isinstance(indices, dict):
+            return any(layer.endswith(name) for name in indices)
+        return layer.rpartition(".")[2] not in _HEADS
+
+    def saves_base_of(self, module: str) -> bool:
+        """Return whether PEFT saves the base weight of an embedding with the adapter of it."""
+        if self.peft_type == "TRAINABLE_TOKENS" or "trainable_token_indices" in self.values:
+            if self.values.get("trainable_token_indices", ()) is not None:
+                return False
+        targets = self.values.get("target_modules")
+        if isinstance(targets, str):  # a regex: that the module has an adapter is the answer to it
+            return targets.lower() != "all-linear" and module in _TARGETED_EMBEDDINGS
+        is_any_targeted = any(name in _TARGETED_EMBEDDINGS for name in _texts(targets))
+        return is_any_targeted and module in _EMBEDDINGS
+
+    def kept_ranks(self, layer: str) -> list[bool] | None:
+        """Which ranks AdaLoRA has left to a layer; None if it says nothing of that one."""
+        pattern = self.values.get("rank_pattern")
+        if self.peft_type != "ADALORA" or not isinstance(pattern, dict):
+            return None
+        for name, ranks in pattern.items():
+            if name == f"{layer}.lora_E" or name.startswith(f"{layer}.lora_E."):
+                is_mask = isinstance(ranks, list) and all(type(rank) is bool for rank in ranks)
+                return ranks if is_mask else None
+        return None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What is known of the adapter beside the checkpoint.
+
+    Attributes:
+        config: its config; None if there is none.
+        base_rows: rows of the base model's embedding; None if its config is not at hand.
+    """
+
+    config: AdapterConfig | None = None
+    base_rows: int | None = None
+
+
+class Selection(NamedTuple):
+    """The adapter's tensors.
+
+    Attributes:
+        stored: the stored name of each name in the adapter's file.
+        left_out: why each other stored name is not among them.
+        unexplained: stored names for which neither the config nor PEFT's own names account, in a
+            checkpoint that does not hold the base model.
+    """
+
+    stored: dict[str, str]
+    left_out: dict[str, str]
+    unexplained: list[str]
+
+
+def has_adapter(names: Collection[str]) -> bool:
+    """Return whether one of these is the name of a tensor of a PEFT adapter."""
+    return any(ANY_TUNER.find(name) or has_unsupported_mark(name) for name in names)
+
+
+def select(tensors: Mapping[str, StoredTensor], spec: AdapterSpec) -> Selection:
+    """Select the adapter's tensors, as PEFT's `get_peft_model_state_dict` does.
+
+    Raises:
+        CheckpointError: there are several adapters, half of one, or one of a kind that hubmerge
+            cannot publish.
+    """
+    _check_supported(tensors, spec.config)
+    names = _Names(spec.config or AdapterConfig())
+    for name in tensors:
+        names.add(name)
+    if len(names.adapters) > 1:
+        raise CheckpointError(
+            f"the checkpoint holds several adapters: {', '.join(sorted(names.adapters))}",
+            r"Choose one with --include, as in --include '\.NAME(\.|$)'.",
+        )
+    holds_base = any(map(names.is_base_weight, names.others))
+    unexplained = []
+    for full, name in names.others.items():
+        is_resized = spec.base_rows is not None and tensors[name].shape[:1] != (spec.base_rows,)
+        if _is_embedding(full) and (is_resized or not holds_base):
+            names.keep(full, name)
+        elif holds_base:
+            names.left_out[name] = _OF_BASE
+        else:
+            unexplained.append(name)
+            if spec.config is None:
+                names.keep(full, name)
+            else:
+                names.left_out[name] = "not the adapter's by adapter_config.json"
+    _check_pairs(names.stored)
+    return Selection(names.stored, names.left_out, unexplained)
+
+
+class _Names:
+    """The names of a checkpoint, sorted as they are added.
+
+    Attributes:
+        stored: the adapter's, by the name in its file.
+        left_out: those that are part of PEFT's model and not of its files, with the reason.
+        others: all other names, by the name below PEFT's root.
+        adapters: the names of adapters that are in memory.
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self._config = config
+        tuner = TUNERS.get(config.peft_type)
+        tuners = [tuner] if tuner else list(TUNERS.values())
+        self._marks = Marks(tuners)
+        self._in_layers = {name for tuner in tuners for name in tuner.attributes}
+        self._layers: set[str] = set()
+        self.stored: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.others: dict[str, str] = {}
+        self.adapters: set[str] = set()
+
+    def add(self, name: str) -> None:
+        full = self._rooted(name)
+        found = list(self._published(full))
+        for published, adapter in found:
+            if adapter is not None:
+                self.adapters.add(adapter)
+            if published:
+                self.keep(published, name)
+            else:
+                self.left_out[name] = _COPY
+        if not found:
+            self.others[full] = name
+
+    def keep(self, published: str, name: str) -> None:
+        if published in self.stored:
+            raise CheckpointError(
+                f"{self.stored[published]!r} and {name!r} would both be called {published!r}",
+                "The checkpoint holds more than one adapter: choose with --model-key or --include; "
+                "see `hubmerge inspect`.",
+            )
+        self.stored[published] = name
+
+    def is_base_weight(self, full: str) -> bool:
+        """Return whether a name that is not the adapter's shows that the base model is there."""
+        layer, _, leaf = full.rpartition(".")
+        is_wrapped = ".original_module." in full or (".base_layer." in full and leaf != "bias")
+        return is_wrapped or (leaf == "weight" and layer in self._layers)
+
+    def _rooted(self, name: str) -> str:
+        """The name below PEFT's root, which a trainer may put under another or leave out."""
+        if ROOT in name:
+            return name[name.index(ROOT) :]
+        mark = self._marks.find(name)
+        if mark is not None and f".{mark.layer}.".endswith(f".{_TUNER}"):
+            return _TUNER + name[len(mark.layer) + 1 :]
+        return ROOT + name
+
+    def _published(self, full: str) -> Iterator[tuple[str, str | None]]:
+        """What the adapter's file calls a tensor, and the adapter; "" for what it leaves out."""
+        if match := _TRAINED_WHOLE.fullmatch(full):
+            yield _without_adapter(f"{match[1]}.{match[3]}", match[2]), match[2]
+            if self._config.bias == "all" and full.endswith(".bias"):
+                yield _without_adapter(full, match[2]), match[2]  # as PEFT does
+        elif match := _TOKENS.fullmatch(full):
+            is_tied = not self._config.trains_tokens_of(match[1])
+            yield "" if is_tied else f"{match[1]}.token_adapter.trainable_tokens_delta", match[2]
+        elif mark := self._marks.find(full):
+            self._layers.add(mark.layer)
+            is_copy = mark.attribute not in self._in_layers and mark.layer + "." != _TUNER
+            yield "" if is_copy else mark.name, mark.adapter
+        elif self._is_trained_bias(full) or self._is_trained_whole(full):
+            yield full, None
+        elif (match := _BASE_LAYER.fullmatch(full)) and self._config.saves_base_of(match[1]):
+            yield full, None
+
+    def _is_trained_bias(self, full: str) -> bool:
+        ends = {"none": "\0", "all": ".bias"}.get(self._config.bias, ".base_layer.bias")
+        return full.endswith(ends)
+
+    def _is_trained_whole(self, full: str) -> bool:
+        """Return whether this is part of a module to save, by the name that files give it."""
+        if ".base_layer." in full or ".original_module." in full:
+            return False
+        modules = full.split(".")[:-1]
+        wanted = self._config.modules_to_save
+        return any(".".join(modules[:i]).endswith(wanted) for i in range(len(modules), 1, -1))
+
+
+def _without_adapter(name: str, adapter: str) -> str:
+    """The name without the adapter's, which is its last part or the last but one."""
+    if name.endswith(f".{adapter}"):
+        return name.removesuffix(f".{adapter}")
+    stem, _, leaf = name.rpartition(".")
+    return f"{stem.removesuffix(f'.{adapter}')}.{leaf}"
+
+
+def _is_embedding(full: str) -> bool:
+    module, _, leaf = full.rpartition(".")
+    return leaf == "weight" and module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def _check_supported(names: Collection[str], config: AdapterConfig | None) -> None:
+    """Raise CheckpointError for adapters that cannot be published."""
+    kind = config.peft_type if config is not None else ""
+    if kind not in UNSUPPORTED and any(map(ANY_TUNER.find, names)):
+        return
+    raise CheckpointError(
+        f"{kind or 'the adapter'}: hubmerge cannot publish an adapter of this kind",
+        "Publish it with save_pretrained of the PeftModel.",
+    )
+
+
+def _check_pairs(names: Collection[str]) -> None:
+    """Raise CheckpointError if one of a pair of matrices is missing: the update would be zero."""
+    for name in names:
+        mark = ANY_TUNER.find(name)
+        if mark is None or mark.leaf == "bias":
+            continue
+        for one, other in (("_A", "_B"), ("_B", "_A")):
+            attribute = mark.attribute.removesuffix(one) + other
+            if mark.attribute in (f"lora{one}", f"lora_embedding{one}") and (
+                mark._replace(attribute=attribute).name not in names
+            ):
+                raise CheckpointError(
+                    f"the adapter has {name!r} but no {attribute} for it: its update would be zero",
+                    "The save was incomplete, or --include and --exclude left it out.",
+                )
+
+
+def make_weight(published: str, tensor: StoredTensor, config: AdapterConfig | None) -> Weight:
+    """The adapter's tensor; of AdaLoRA's the ranks that its config keeps."""
+    weight = Weight.whole(published, tensor)
+    mark = ANY_TUNER.find(published.removeprefix(ROOT))
+    ranks = config.kept_ranks(mark.layer) if config is not None and mark is not None else None
+    if mark is None or ranks is None or mark.attribute not in ("lora_A", "lora_B", "lora_E"):
+        return weight
+    axis = 1 if mark.attribute == "lora_B" else 0
+    if len(tensor.shape) != 2 or tensor.shape[axis] != len(ranks):
+        return weight  # PEFT has cut it already
+    runs, first = [], 0
+    for is_kept, group in groupby(ranks):
+        length = len(list(group))
+        if is_kept:
+            runs.append((first, length))
+        first += length
+    rows, columns = tensor.shape
+    if axis == 0:
+        boxes = [Box((first, 0), (length, columns)) for first, length in runs]
+        shape = (sum(ranks), columns)
+    else:
+        boxes = [Box((r, first), (1, length)) for r in range(rows) for first, length in runs]
+        shape = (rows, sum(ranks))
+    return Weight(published, tensor, shape, tuple(boxes))
+
+
+def base_name(name: str) -> str | None:
+    """The model's own name for a weight of a PEFT model; None for the adapter's."""
+    if ANY_TUNER.find(name) or _TOKENS.fullmatch(name) or ".original_module." in name:
+        return None
+    name = name[name.find(ROOT) + len(ROOT) :] if ROOT in name else name
+    name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
+    return re.sub(r"(?:\.token_adapter)?(?:\.base_layer)+\.", ".", name)
