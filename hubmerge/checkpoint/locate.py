@@ -269,6 +269,11 @@ def step_of(path: Path) -> int | None:
     return steps[-1] if steps else None
 
 
+def step_folder(path: Path) -> Path | None:
+    """Return the innermost of a folder and those around it that is named after a training step."""
+    return next((p for p in (path, *path.parents) if _STEP.fullmatch(p.name)), None)
+
+
 def _newest(places: list[_Candidate]) -> list[_Candidate]:
     """Return those of the highest step; all if any has no step or they are of several runs."""
     steps = [place.step for place in places if place.step is not None]

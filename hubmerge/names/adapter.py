@@ -11,11 +11,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError
+from hubmerge.formatting import format_list
 from hubmerge.names.peft_tuners import (
     ANY_TUNER,
     TUNERS,
@@ -23,7 +23,6 @@ from hubmerge.names.peft_tuners import (
     Marks,
     has_unsupported_mark,
 )
-from hubmerge.names.weights import Box, Weight
 
 # What PEFT puts around the model: the tuner, and in it the base model.
 _TUNER = "base_model."
@@ -47,7 +46,10 @@ _TRAINED_WHOLE = re.compile(r"(.*)\.modules_to_save\.([^.]+)\.(.+)")
 _TOKENS = re.compile(r"(.*)\.token_adapter\.trainable_tokens_delta(?:\.([^.]+))?")
 _BASE_LAYER = re.compile(r".*?([^.]+)(?:\.base_layer)+\.(?:weight|bias)")
 
+_MAX_LISTED = 5
+
 _OF_BASE = "base model's weight, not the adapter's"
+_UNNAMED = "not the adapter's by adapter_config.json"
 _COPY = "copy of a tensor that all layers of the adapter share"
 
 
@@ -84,25 +86,14 @@ class AdapterConfig:
 
     def saves_base_of(self, module: str) -> bool:
         """Return whether PEFT saves the base weight of an embedding with the adapter of it."""
-        if self.peft_type == "TRAINABLE_TOKENS" or "trainable_token_indices" in self.values:
-            if self.values.get("trainable_token_indices", ()) is not None:
-                return False
+        trains_tokens = self.values.get("trainable_token_indices") is not None
+        if trains_tokens or self.peft_type == "TRAINABLE_TOKENS":
+            return False
         targets = self.values.get("target_modules")
         if isinstance(targets, str):  # a regex: that the module has an adapter is the answer to it
             return targets.lower() != "all-linear" and module in _TARGETED_EMBEDDINGS
         is_any_targeted = any(name in _TARGETED_EMBEDDINGS for name in _texts(targets))
         return is_any_targeted and module in _EMBEDDINGS
-
-    def kept_ranks(self, layer: str) -> list[bool] | None:
-        """Which ranks AdaLoRA has left to a layer; None if it says nothing of that one."""
-        pattern = self.values.get("rank_pattern")
-        if self.peft_type != "ADALORA" or not isinstance(pattern, dict):
-            return None
-        for name, ranks in pattern.items():
-            if name == f"{layer}.lora_E" or name.startswith(f"{layer}.lora_E."):
-                is_mask = isinstance(ranks, list) and all(type(rank) is bool for rank in ranks)
-                return ranks if is_mask else None
-        return None
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -120,6 +111,9 @@ class AdapterSpec:
 
     config: AdapterConfig | None = None
     base_rows: int | None = None
+
+
+NO_ADAPTER = AdapterSpec()
 
 
 class Selection(NamedTuple):
@@ -158,32 +152,37 @@ def select(tensors: Mapping[str, StoredTensor], spec: AdapterSpec) -> Selection:
             f"the checkpoint holds several adapters: {', '.join(sorted(names.adapters))}",
             r"Choose one with --include, as in --include '\.NAME(\.|$)'.",
         )
+    if not names.layers:
+        raise CheckpointError(
+            f"adapter_config.json is {names.kind}'s, and the checkpoint has no tensor of that kind",
+            "Give the config of this run with --adapter-config-path.",
+        )
     holds_base = any(map(names.is_base_weight, names.others))
     unexplained = []
     for full, name in names.others.items():
         is_resized = spec.base_rows is not None and tensors[name].shape[:1] != (spec.base_rows,)
-        if _is_embedding(full) and (is_resized or not holds_base):
-            names.keep(full, name)
-        elif holds_base:
-            names.left_out[name] = _OF_BASE
-        else:
+        is_kept = _is_embedding(full) and (is_resized or not holds_base)
+        if not holds_base and not (is_kept and spec.config):
             unexplained.append(name)
-            if spec.config is None:
-                names.keep(full, name)
-            else:
-                names.left_out[name] = "not the adapter's by adapter_config.json"
-    _check_pairs(names.stored)
-    return Selection(names.stored, names.left_out, unexplained)
+            is_kept = spec.config is None
+        if is_kept:
+            names.own.append((full, name))
+        else:
+            names.left_out[name] = _OF_BASE if holds_base else _UNNAMED
+    stored = _by_name(names.own)
+    _check_pairs(stored)
+    return Selection(stored, names.left_out, unexplained)
 
 
 class _Names:
     """The names of a checkpoint, sorted as they are added.
 
     Attributes:
-        stored: the adapter's, by the name in its file.
+        own: the adapter's: the name in its file, and the name in the checkpoint.
         left_out: those that are part of PEFT's model and not of its files, with the reason.
         others: all other names, by the name below PEFT's root.
-        adapters: the names of adapters that are in memory.
+        adapters: the names of adapters, as PEFT has them in memory.
+        layers: the names of layers that have an adapter.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -192,8 +191,9 @@ class _Names:
         tuners = [tuner] if tuner else list(TUNERS.values())
         self._marks = Marks(tuners)
         self._in_layers = {name for tuner in tuners for name in tuner.attributes}
-        self._layers: set[str] = set()
-        self.stored: dict[str, str] = {}
+        self.kind = config.peft_type
+        self.layers: set[str] = set()
+        self.own: list[tuple[str, str]] = []
         self.left_out: dict[str, str] = {}
         self.others: dict[str, str] = {}
         self.adapters: set[str] = set()
@@ -205,26 +205,17 @@ class _Names:
             if adapter is not None:
                 self.adapters.add(adapter)
             if published:
-                self.keep(published, name)
+                self.own.append((published, name))
             else:
                 self.left_out[name] = _COPY
         if not found:
             self.others[full] = name
 
-    def keep(self, published: str, name: str) -> None:
-        if published in self.stored:
-            raise CheckpointError(
-                f"{self.stored[published]!r} and {name!r} would both be called {published!r}",
-                "The checkpoint holds more than one adapter: choose with --model-key or --include; "
-                "see `hubmerge inspect`.",
-            )
-        self.stored[published] = name
-
     def is_base_weight(self, full: str) -> bool:
         """Return whether a name that is not the adapter's shows that the base model is there."""
         layer, _, leaf = full.rpartition(".")
         is_wrapped = ".original_module." in full or (".base_layer." in full and leaf != "bias")
-        return is_wrapped or (leaf == "weight" and layer in self._layers)
+        return is_wrapped or (leaf == "weight" and layer in self.layers)
 
     def _rooted(self, name: str) -> str:
         """The name below PEFT's root, which a trainer may put under another or leave out."""
@@ -245,17 +236,20 @@ class _Names:
             is_tied = not self._config.trains_tokens_of(match[1])
             yield "" if is_tied else f"{match[1]}.token_adapter.trainable_tokens_delta", match[2]
         elif mark := self._marks.find(full):
-            self._layers.add(mark.layer)
+            self.layers.add(mark.layer)
             is_copy = mark.attribute not in self._in_layers and mark.layer + "." != _TUNER
             yield "" if is_copy else mark.name, mark.adapter
-        elif self._is_trained_bias(full) or self._is_trained_whole(full):
-            yield full, None
-        elif (match := _BASE_LAYER.fullmatch(full)) and self._config.saves_base_of(match[1]):
+        elif self._is_trained_bias(full) or self._is_trained_whole(full) or self._is_base(full):
             yield full, None
 
     def _is_trained_bias(self, full: str) -> bool:
         ends = {"none": "\0", "all": ".bias"}.get(self._config.bias, ".base_layer.bias")
         return full.endswith(ends)
+
+    def _is_base(self, full: str) -> bool:
+        """Return whether this is a base weight that PEFT saves with the adapter."""
+        match = _BASE_LAYER.fullmatch(full)
+        return match is not None and self._config.saves_base_of(match[1])
 
     def _is_trained_whole(self, full: str) -> bool:
         """Return whether this is part of a module to save, by the name that files give it."""
@@ -264,6 +258,20 @@ class _Names:
         modules = full.split(".")[:-1]
         wanted = self._config.modules_to_save
         return any(".".join(modules[:i]).endswith(wanted) for i in range(len(modules), 1, -1))
+
+
+def _by_name(own: list[tuple[str, str]]) -> dict[str, str]:
+    """The stored name by the published one; raises CheckpointError if two have the same."""
+    stored: dict[str, str] = {}
+    for published, name in own:
+        if published in stored:
+            raise CheckpointError(
+                f"{stored[published]!r} and {name!r} would both be called {published!r}",
+                "The checkpoint holds more than one adapter: choose with --model-key or --include; "
+                "see `hubmerge inspect`.",
+            )
+        stored[published] = name
+    return stored
 
 
 def _without_adapter(name: str, adapter: str) -> str:
@@ -307,30 +315,27 @@ def _check_pairs(names: Collection[str]) -> None:
                 )
 
 
-def make_weight(published: str, tensor: StoredTensor, config: AdapterConfig | None) -> Weight:
-    """The adapter's tensor; of AdaLoRA's the ranks that its config keeps."""
-    weight = Weight.whole(published, tensor)
-    mark = ANY_TUNER.find(published.removeprefix(ROOT))
-    ranks = config.kept_ranks(mark.layer) if config is not None and mark is not None else None
-    if mark is None or ranks is None or mark.attribute not in ("lora_A", "lora_B", "lora_E"):
-        return weight
-    axis = 1 if mark.attribute == "lora_B" else 0
-    if len(tensor.shape) != 2 or tensor.shape[axis] != len(ranks):
-        return weight  # PEFT has cut it already
-    runs, first = [], 0
-    for is_kept, group in groupby(ranks):
-        length = len(list(group))
-        if is_kept:
-            runs.append((first, length))
-        first += length
-    rows, columns = tensor.shape
-    if axis == 0:
-        boxes = [Box((first, 0), (length, columns)) for first, length in runs]
-        shape = (sum(ranks), columns)
-    else:
-        boxes = [Box((r, first), (1, length)) for r in range(rows) for first, length in runs]
-        shape = (rows, sum(ranks))
-    return Weight(published, tensor, shape, tuple(boxes))
+def describe(config: AdapterConfig | None) -> str:
+    """What the adapter is, in a few words."""
+    return f"{config.peft_type if config else 'LoRA or other'} adapter of PEFT"
+
+
+def warnings_for(selection: Selection, config: AdapterConfig | None) -> Iterator[str]:
+    """Yield what of the checkpoint may belong to the adapter, or not, unknown to hubmerge."""
+    names = selection.unexplained
+    several = f"{len(names)} tensor{'s' * (len(names) > 1)} ({format_list(names[:_MAX_LISTED])})"
+    if config is None:
+        told = f"; {several} without a mark of PEFT are taken for trained" if names else ""
+        yield (
+            "no adapter_config.json: the adapter's tensors are chosen by their names, by which "
+            "trained biases, embeddings and modules_to_save can be missed and frozen buffers "
+            f"taken{told}"
+        )
+    elif names:
+        yield (
+            f"left out {several}: adapter_config.json does not name them; if they were trained, "
+            "add their modules to modules_to_save there"
+        )
 
 
 def base_name(name: str) -> str | None:

@@ -1,7 +1,7 @@
 """From checkpoint keys to the model's tensors: every decision about names, in order.
 
 1. which keys are the model's (`layouts`, or the user's regexes)
-2. wrappers stripped (`prefixes`); an adapter's names (`lora`), torchtitan's (`titan`)
+2. wrappers stripped (`prefixes`); an adapter's names (`adapter`), torchtitan's (`titan`)
 3. the prefix that the base model or the architecture knows best (`prefixes.best_rule`)
 4. tied duplicates dropped (`tied`)
 5. the Hub's layout (`experts`), and what keeps its precision (`precision`)
@@ -18,7 +18,8 @@ from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, NoModelWeightsError
 from hubmerge.hf_format.dtypes import BY_NAME
 from hubmerge.hf_format.filenames import ADAPTER_NAME
-from hubmerge.names import left_out, lora, torchtitan
+from hubmerge.names import adapter, left_out, torchtitan
+from hubmerge.names.adapter import NO_ADAPTER, AdapterSpec
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.experts import to_hub_layout
 from hubmerge.names.layouts import find_root, is_not_model, is_under, top_key
@@ -41,6 +42,7 @@ class ModelSpec:
         architecture: what transformers makes of it.
         reference: the base model.
         same: compares two stored tensors byte for byte.
+        adapter: what is known of the adapter, if there is one.
         is_all_zero: returns whether a stored tensor holds nothing but zeros.
     """
 
@@ -49,6 +51,7 @@ class ModelSpec:
     reference: Reference | None = None
     same: SameElements | None = None
     is_all_zero: AllZero | None = None
+    adapter: AdapterSpec = NO_ADAPTER
 
     def known_names(self) -> set[str]:
         """All names that a tensor of this model can have, in memory or on the Hub."""
@@ -117,13 +120,13 @@ def name_weights(
     truth = truth or ModelSpec()
     draft = _choose(checkpoint, options)
     draft.rename({name: unwrap(name) for name in draft.tensors}, "")
-    is_adapter = lora.has_adapter(draft.tensors)
+    is_adapter = adapter.has_adapter(draft.tensors)
     if options.mode == "lora" and not is_adapter:
-        raise NoModelWeightsError("--mode lora: there is no LoRA tensor in this checkpoint")
+        raise NoModelWeightsError("--mode lora: there is no adapter in this checkpoint")
     if is_adapter and options.mode != "full":
-        return _name_adapter(draft, options)
+        return _name_adapter(draft, options, truth.adapter)
     if is_adapter:
-        draft.rename({name: lora.base_name(name) for name in draft.tensors}, "LoRA adapter")
+        draft.rename({name: adapter.base_name(name) for name in draft.tensors}, "adapter")
         draft.warnings.append("--mode full: the adapter is left out, not merged into the weights")
     return _name_model(draft, options, truth, dtype)
 
@@ -193,14 +196,18 @@ def _is_float(tensor: StoredTensor) -> bool:
     return dtype is not None and dtype.kind == "float"
 
 
-def _name_adapter(draft: _Draft, options: NamingOptions) -> Naming:
-    draft.rename(lora.adapter_names(draft.tensors), "base model's weight, not the adapter's")
-    draft.rename(_renamed(draft.tensors, options), "")
-    draft.why.append("LoRA adapter of PEFT (its names have lora_A and lora_B)")
+def _name_adapter(draft: _Draft, options: NamingOptions, spec: AdapterSpec) -> Naming:
+    selection = adapter.select(draft.tensors, spec)
+    for name, reason in selection.left_out.items():
+        draft.drop(draft.tensors[name], reason)
+    draft.why.append(adapter.describe(spec.config))
+    draft.warnings += adapter.warnings_for(selection, spec.config)
+    new_names = _renamed(selection.stored, options)
     weights = [
-        _with_kept_dtype(Weight.whole(name, tensor), options)
-        for name, tensor in draft.tensors.items()
+        Weight.whole(new_names[name] or name, draft.tensors[stored])
+        for name, stored in selection.stored.items()
     ]
+    weights = [_with_kept_dtype(weight, options) for weight in weights]
     files = {weight.name: ADAPTER_NAME for weight in weights}
     return Naming(weights, draft.dropped, "; ".join(draft.why), draft.warnings, files)
 

@@ -7,7 +7,7 @@ transformers is only asked where there is a config, and only then imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,21 +18,18 @@ from hubmerge.checkpoint.locate import Located, locate
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.hf_format.assets import CONFIG, Assets, collect_assets, read_json
-from hubmerge.hf_format.filenames import ADAPTER_CONFIG
+from hubmerge.hf_format.assets import Assets, collect_assets
+from hubmerge.names.adapter import has_adapter
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.loader_check import check_with_loader
-from hubmerge.names.lora import find_adapter_config
 from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.reference import differences, find_base_model, is_on_hub, read_reference
+from hubmerge.names.reference import differences, find_base_model, read_reference
 from hubmerge.names.weights import Naming
+from hubmerge.planning.adapter import AdapterFiles, adapter_assets, find_adapter_files
 from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOptions
 from hubmerge.planning.plan import Plan, make_plan
 from hubmerge.system.gc_pause import gc_paused
-
-# An adapter's repository has the config of PEFT, not that of a model.
-_NOT_FOR_ADAPTERS = frozenset({CONFIG, "generation_config.json"})
 
 
 def _folders_of(located: Located) -> Iterator[str]:
@@ -65,7 +62,11 @@ def prepare(load_dir: Path, options: PlanOptions) -> tuple[Plan, Assets]:
     if located.is_ema:
         wanted = replace(wanted, ema=False)  # done: no copy inside the checkpoint is meant
     known = _what_is_known(checkpoint, assets_dir, wanted)
-    naming = name_weights(checkpoint, wanted, known.truth, dtype)
+    files = AdapterFiles(None, None)
+    if has_adapter(checkpoint.tensors) and wanted.mode != "full":
+        files = find_adapter_files(located.folder, load_dir, assets_dir, wanted)
+    truth = replace(known.truth, adapter=files.spec)
+    naming = name_weights(checkpoint, wanted, truth, dtype)
     naming.warnings[:0] = [*located.warnings, *known.warnings]
     plan = make_plan(
         checkpoint,
@@ -76,8 +77,7 @@ def prepare(load_dir: Path, options: PlanOptions) -> tuple[Plan, Assets]:
         notes=(*located.notes, *_folders_of(located)),
     )
     if plan.is_adapter:
-        beside = _beside(located.folder.absolute(), load_dir.absolute())
-        return plan, _adapter_assets(plan, beside, assets_dir, wanted)
+        return plan, adapter_assets(files, assets_dir)
     assets = collect_assets(assets_dir, plan.main_dtype)
     if wanted.check_model:
         warnings = _check(plan, naming, known.truth)
@@ -157,33 +157,3 @@ def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
                 "Correct them with --rename or --model-key; --no-check-model converts them so.",
             )
     return []
-
-
-def _adapter_assets(
-    plan: Plan, beside: Iterable[Path], assets_dir: Path | None, options: NamingOptions
-) -> Assets:
-    """The tokenizer where there is one, and PEFT's config, which may lie beside the checkpoint."""
-    files = collect_assets(assets_dir, plan.main_dtype).files if assets_dir is not None else ()
-    kept = [asset for asset in files if asset.name not in _NOT_FOR_ADAPTERS]
-    folders = [*([assets_dir] if assets_dir is not None else []), *beside]
-    config = find_adapter_config(options.adapter_config_path, folders)
-    if config is None:
-        missing = f"no {ADAPTER_CONFIG}: PeftModel cannot load the adapter"
-        return Assets(tuple(kept), None, (f"{missing}; give --adapter-config-path",))
-    base = read_json(config.source).get("base_model_name_or_path")
-    if isinstance(base, str) and is_on_hub(base):
-        return Assets((*kept, config), None, ())
-    unknown = (
-        f"{ADAPTER_CONFIG} names no base model on the Hub (base_model_name_or_path is {base!r}): "
-        "nobody can load the adapter by its own name; correct it there, and push again"
-    )
-    return Assets((*kept, config), None, (unknown,))
-
-
-def _beside(folder: Path, given: Path) -> Iterator[Path]:
-    """The checkpoint's folder, the one it is in, and any above up to the one that was given."""
-    yield folder
-    for parent in folder.parents:
-        if parent != folder.parent and not parent.is_relative_to(given):
-            return
-        yield parent

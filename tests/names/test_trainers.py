@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -17,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import hubmerge
-from hubmerge.errors import CheckpointError, HubmergeError, UsageError
+from hubmerge.errors import HubmergeError
 from hubmerge.names.options import NamingOptions
 from tests.support.trainers.models import build, logits
 from tests.support.trainers.runs import assets_of
-from tests.support.trainers.saves import State, save
+from tests.support.trainers.saves import State
 
 ROOT = Path(__file__).parents[2]
 FULL = ("accelerate_state", "hf_trainer", "compiled", "lightning_module")
@@ -174,80 +173,3 @@ def test_the_base_weights_on_request(tmp_path: Path) -> None:
     )
     assert any("adapter is left out" in warning for warning in result.warnings)
     assert torch.equal(logits(load(tmp_path / "out")), logits(build("llama")))
-
-
-def pairs(**changes: torch.Tensor | None) -> State:
-    """An adapter's two matrices, some left out."""
-    stem = "base_model.model.model.layers.0.self_attn.q_proj"
-    both = {"A": torch.ones(4, 32), "B": torch.ones(32, 4)} | changes
-    return {f"{stem}.lora_{n}.default.weight": t for n, t in both.items() if t is not None}
-
-
-def test_half_a_pair_is_refused(tmp_path: Path) -> None:
-    """An A without its B would load as no update at all, with exit code 0."""
-    checkpoint = save(tmp_path / "c", {"model": pairs(B=None)})
-    with pytest.raises(CheckpointError, match="no lora_B"):
-        hubmerge.plan(checkpoint)
-
-
-def test_several_adapters_are_refused(tmp_path: Path) -> None:
-    """One repository holds one adapter; --exclude chooses."""
-    state = pairs() | {n.replace("default", "other"): t for n, t in pairs().items()}
-    checkpoint = save(tmp_path / "c", {"model": state})
-    with pytest.raises(CheckpointError, match="default, other"):
-        hubmerge.plan(checkpoint)
-    planned, _ = hubmerge.plan(checkpoint, naming=NamingOptions(exclude=(r"\.other\.",)))
-    assert len(planned.shards[0].tensors) == 2
-
-
-def test_lora_where_there_is_none(tmp_path: Path) -> None:
-    """--mode lora of a whole model is an error."""
-    checkpoint = save(tmp_path / "c", {"model": {"model.a.weight": torch.ones(2)}})
-    with pytest.raises(CheckpointError, match="no LoRA tensor"):
-        hubmerge.plan(checkpoint, naming=NamingOptions(mode="lora"))
-
-
-def test_the_adapters_config_is_not_taken_from_far_away(tmp_path: Path) -> None:
-    """The assets come first, and no folder above the one that was given is looked into."""
-    step = tmp_path / "run/checkpoint-2"
-    checkpoint = save(step / "pytorch_model_fsdp_0", {"model": pairs()})
-    (tmp_path / "assets").mkdir()
-    for folder in (tmp_path, tmp_path / "run", step, tmp_path / "assets"):
-        content = {"peft_type": "LORA", "from": folder.name}
-        (folder / "adapter_config.json").write_text(json.dumps(content))
-
-    def taken(load_dir: Path, **options: Any) -> str | None:
-        _, assets = hubmerge.plan(load_dir, **options)
-        return str(json.loads(assets.files[0].read())["from"]) if assets.files else None
-
-    assert taken(step, model_assets_dir=tmp_path / "assets") == "assets"
-    assert taken(step) == taken(checkpoint) == "checkpoint-2"
-    (step / "adapter_config.json").unlink()
-    assert taken(step) is None
-    assert taken(checkpoint) is None
-    assert taken(tmp_path / "run") == "run"
-
-
-@pytest.mark.parametrize("place", ["given", "checkpoint", "step", "assets", "nowhere", "wrong"])
-def test_where_the_adapters_config_comes_from(place: str, tmp_path: Path) -> None:
-    """Given, beside the checkpoint, or among the assets; without one there is a warning."""
-    checkpoint = save(tmp_path / "run/checkpoint-2/pytorch_model_fsdp_0", {"model": pairs()})
-    folder = {
-        "given": tmp_path / "else", "checkpoint": checkpoint, "step": checkpoint.parent,
-        "assets": tmp_path / "assets", "nowhere": tmp_path / "unseen", "wrong": tmp_path / "else",
-    }[place]  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    content = {"peft_type": "LORA"} if place != "wrong" else {"r": 4}
-    (folder / "adapter_config.json").write_text(json.dumps(content))
-    given = folder / "adapter_config.json" if place in ("given", "wrong") else None
-    options: dict[str, Any] = {"naming": NamingOptions(adapter_config_path=given)}
-    if place == "assets":
-        options["model_assets_dir"] = folder
-    if place == "wrong":
-        with pytest.raises(UsageError, match="no peft_type"):
-            hubmerge.plan(tmp_path / "run", **options)
-        return
-    _, assets = hubmerge.plan(tmp_path / "run", **options)
-    names = [asset.name for asset in assets.files]
-    assert names == ([] if place == "nowhere" else ["adapter_config.json"])
-    assert any("--adapter-config-path" in w for w in assets.warnings) == (place == "nowhere")
