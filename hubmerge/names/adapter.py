@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from hubmerge.names.peft_tuners import (
     Marks,
     has_unsupported_mark,
 )
+from hubmerge.names.weights import Weight
 
 # What PEFT puts around the model: the tuner, and in it the base model.
 _TUNER = "base_model."
@@ -94,6 +95,16 @@ class AdapterConfig:
             return targets.lower() != "all-linear" and module in _TARGETED_EMBEDDINGS
         is_any_targeted = any(name in _TARGETED_EMBEDDINGS for name in _texts(targets))
         return is_any_targeted and module in _EMBEDDINGS
+
+    def kept_ranks(self, layer: str) -> list[int] | None:
+        """Return which ranks AdaLoRA has left to a layer; None if it says nothing of that one."""
+        pattern = self.values.get("rank_pattern")
+        if self.peft_type != "ADALORA" or not isinstance(pattern, dict):
+            return None
+        for name, kept in pattern.items():
+            if f"{name}.".startswith(f"{layer}.lora_E.") and isinstance(kept, list):
+                return [number for number, is_kept in enumerate(kept) if is_kept]
+        return None
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -336,6 +347,20 @@ def warnings_for(selection: Selection, config: AdapterConfig | None) -> Iterator
             f"left out {several}: adapter_config.json does not name them; if they were trained, "
             "add their modules to modules_to_save there"
         )
+
+
+def make_weight(name: str, tensor: StoredTensor, config: AdapterConfig | None) -> Weight:
+    """Make the adapter's tensor; one of AdaLoRA has the ranks that its config keeps."""
+    weight = Weight.whole(name, tensor)
+    mark = ANY_TUNER.find(name.removeprefix(ROOT))
+    axis = {"lora_A": 0, "lora_E": 0, "lora_B": 1}.get(mark.attribute) if mark else None
+    if config is None or mark is None or axis is None or len(tensor.shape) != 2:
+        return weight
+    ranks = config.kept_ranks(mark.layer)
+    if ranks is None or any(rank >= tensor.shape[axis] for rank in ranks):
+        return weight  # PEFT has cut it already
+    view = weight.view.take(axis, ranks) if ranks else weight.view.narrow(axis, 0, 0)
+    return replace(weight, view=view)
 
 
 def base_name(name: str) -> str | None:

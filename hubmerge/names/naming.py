@@ -204,7 +204,7 @@ def _name_adapter(draft: _Draft, options: NamingOptions, spec: AdapterSpec) -> N
     draft.warnings += adapter.warnings_for(selection, spec.config)
     new_names = _renamed(selection.stored, options)
     weights = [
-        Weight.whole(new_names[name] or name, draft.tensors[stored])
+        adapter.make_weight(new_names[name] or name, draft.tensors[stored], spec.config)
         for name, stored in selection.stored.items()
     ]
     weights = [_with_kept_dtype(weight, options) for weight in weights]
