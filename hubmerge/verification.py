@@ -20,7 +20,8 @@ from hubmerge.conversion.output_folder import JOURNAL
 from hubmerge.conversion.shard_writer import hash_shard
 from hubmerge.conversion.slabs import SCRATCH_BYTES, TensorReader, open_data_files, slabs
 from hubmerge.errors import CheckpointError, UsageError
-from hubmerge.hf_format.assets import CONFIG, MAX_JSON_BYTES, Assets
+from hubmerge.hf_format.asset_names import CONFIG
+from hubmerge.hf_format.assets import MAX_JSON_BYTES, Assets
 from hubmerge.hf_format.filenames import INDEX_NAME, files_to_remove
 from hubmerge.planning.card import CARD, same_card
 from hubmerge.planning.option_record import LOCAL_BASE, recalled_options

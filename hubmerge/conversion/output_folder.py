@@ -31,7 +31,7 @@ from pathlib import Path
 
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import UsageError
-from hubmerge.hf_format.assets import CONFIG, TEMPLATES, is_asset
+from hubmerge.hf_format.asset_names import CONFIG, TEMPLATES, is_asset
 from hubmerge.hf_format.filenames import (
     INDEX_NAME,
     LOADER_ENTRY_POINTS,

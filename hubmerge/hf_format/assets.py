@@ -1,91 +1,62 @@
 """The files beside the weights: config, tokenizer, processor, the model's own code.
 
-Only files that this module knows by name are ever taken from the assets folder. They are copied
-verbatim, but for the dtype in `config.json`, which must be that of the weights: transformers would
-rewrite a config in its newest form, and older versions could no longer load it.
+Only files that `hubmerge.hf_format.asset_names` knows are ever taken from the assets folder. They
+are copied as they are; what must change in `config.json` is edited in its text, since transformers
+would rewrite a config in its newest form, which older versions cannot load.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections import deque
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hubmerge.errors import UsageError
-
-CONFIG = "config.json"
-
-# By the `vocab_files_names` of transformers' tokenizers: any one of these makes a tokenizer.
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "spm.model",
-    "spm_char.model",
-    "sentencepiece.model",
-    "sentencepiece.bpe.model",
-    "source.spm",
-    "target.spm",
-    "tekken.json",
-    "vocab-src.json",
-    "vocab-tgt.json",
-    "dict.txt",
-    "entity_vocab.json",
-    "prophetnet.tokenizer",
-)
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-_NAMES = (
+from hubmerge.formatting import format_list
+from hubmerge.hf_format.asset_names import (
     CONFIG,
-    "generation_config.json",
-    *_VOCABULARIES,
-    # what a tokenizer has beside its vocabulary
-    _TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "bpe.codes",
-    "normalizer.json",
-    "emoji.json",
-    "byte_maps.json",
-    "target_vocab.json",
-    "word_shape.json",
-    "word_pronunciation.json",
-    # chat templates
-    "chat_template.jinja",
-    "chat_template.json",
-    # processors
-    "preprocessor_config.json",
-    "processor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-    "feature_extractor_config.json",
-    "audio_tokenizer_config.json",
+    PICKLES,
+    TEMPLATES,
+    is_asset,
+    is_expected,
+    is_in_module,
+    order_of,
 )
-TEMPLATES = "additional_chat_templates"
-_PATTERNS = ("*.tiktoken", f"{TEMPLATES}/*.jinja")
-
-# No filesystem has longer names (in bytes, of which a character may take four).
-_MAX_NAME = 60
+from hubmerge.hf_format.code_files import code_files, code_named_in
 
 # Larger is no config.
 MAX_JSON_BYTES = 64 * 2**20
+
+# Configs nest three or four deep; below this nobody reads an entry.
+_MAX_LEVELS = 8
+
+MODULES = "modules.json"
+_MODULE_FOLDER = re.compile(r"(?:\w[\w-]*)?")
 
 _DTYPE_ENTRY = re.compile(
     r'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float64|float32|float16|bfloat16)(")'
 )
 
 
+class Module(NamedTuple):
+    """A module of sentence-transformers, as `modules.json` has it.
+
+    Attributes:
+        folder: of its files; "" for the model itself, whose files stand with the others.
+        kind: its class, with dots.
+    """
+
+    name: str
+    folder: str
+    kind: str
+
+
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file to publish: from `source`, or with `content` where that is not None."""
+    """One file to publish: from `source`, or with `content` if that is not None."""
 
     name: str
     source: Path
@@ -100,39 +71,59 @@ class Assets:
     """What an assets folder gives.
 
     Attributes:
-        config: the parsed `config.json`, or None where there is none.
+        config: the parsed `config.json`, or None if there is none.
         warnings: what the published folder will not be able to do, one sentence each.
+        notes: what was left out or changed, one sentence each.
     """
 
     files: tuple[Asset, ...]
     config: dict[str, Any] | None
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(asset.name for asset in self.files)
 
-def is_asset(name: str) -> bool:
-    """Is it the name of a file that `collect_assets` takes, code apart?"""
-    return name in _NAMES or any(fnmatch(name, pattern) for pattern in _PATTERNS)
+    @property
+    def library(self) -> str:
+        """The library that loads the model, by its name on the Hub."""
+        config = self.config or {}
+        if "_class_name" in config:
+            return "diffusers"
+        if MODULES in self.names:
+            return "sentence-transformers"
+        is_policy = "model_type" not in config and {"type", "output_features"} <= config.keys()
+        return "lerobot" if is_policy else "transformers"
+
+    def get(self, name: str) -> Asset | None:
+        """Return the file of this name; None if there is none."""
+        return next((asset for asset in self.files if asset.name == name), None)
+
+    def with_config(self, text: str) -> Assets:
+        """Return the same assets with another text of `config.json`."""
+        files = tuple(
+            replace(asset, content=text.encode()) if asset.name == CONFIG else asset
+            for asset in self.files
+        )
+        return replace(self, files=files, config=json.loads(text))
 
 
 def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
     """Find the assets in `folder`.
 
     Args:
-        folder: the assets folder, or None where the user gave none.
+        folder: the assets folder, or None if the user gave none.
         dtype: what `config.json` shall say, or None to leave it.
 
     Raises:
         UsageError: there is no such folder, or a file in it is not what its name says.
     """
     if folder is None:
-        return Assets((), None, (_without("config.json", "--model-assets-dir was not given"),))
+        return Assets((), None, (_without(CONFIG, "--model-assets-dir was not given"),))
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder", "Check --model-assets-dir.")
-    names = [name for name in _NAMES if (folder / name).is_file()]
-    for pattern in _PATTERNS:
-        paths = sorted(p for p in folder.glob(pattern) if p.is_file())
-        names.extend(p.relative_to(folder).as_posix() for p in paths)
-    names.extend(_code_files(folder))
+    names = _names_in(folder)
     files = []
     config = None
     for name in names:
@@ -141,28 +132,46 @@ def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
             config = read_json(asset.source)
             asset = Asset(name, asset.source, _with_dtype(asset.read(), dtype))
         files.append(asset)
-    return Assets(tuple(files), config, tuple(_warnings(names)))
+    missing = () if config is not None else (_without(CONFIG, "the assets folder has none"),)
+    return Assets(tuple(files), config, missing, tuple(_notes(folder, names)))
 
 
-def _warnings(names: list[str]) -> Iterator[str]:
-    if CONFIG not in names:
-        yield _without("config.json", "the assets folder has none")
-    if not is_tokenizer(names):
-        yield "no tokenizer: AutoTokenizer and pipelines cannot be used with the result"
-    elif all(map(_is_no_vocabulary, names)):
-        yield (
-            f"no vocabulary beside {_TOKENIZER_CONFIG}: AutoTokenizer can only be used with the "
-            "result if its class needs none"
-        )
+def _names_in(folder: Path) -> list[str]:
+    """The files that are published, each where the libraries look for it."""
+    found = [path.name for path in folder.iterdir() if path.is_file()]
+    found += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
+    names = sorted(filter(is_asset, found), key=order_of)
+    modules = read_modules(folder / MODULES) if MODULES in names else []
+    for module in modules:
+        paths = sorted((folder / module.folder).glob("*")) if module.folder else ()
+        inside = [path.name for path in paths if is_in_module(path.name) and path.is_file()]
+        names += [f"{module.folder}/{name}" for name in inside]
+    configs = [name for name in names if name.endswith("config.json") and "/" not in name]
+    named = [name for config in configs for name in code_named_in(read_json(folder / config))]
+    return names + code_files(folder, [*named, *(module.kind for module in modules)])
 
 
-def is_tokenizer(names: Collection[str]) -> bool:
-    """Is there among these files one that AutoTokenizer could load a tokenizer by?"""
-    return not all(map(_is_no_vocabulary, names)) or _TOKENIZER_CONFIG in names
+def read_modules(path: Path) -> list[Module]:
+    """Read a `modules.json`; what is not well formed in it is left out."""
+    modules = _parse_json(path)
+    return [
+        Module(str(module.get("name")), module["path"], str(module.get("type")))
+        for module in (modules if isinstance(modules, list) else ())
+        if isinstance(module, dict) and _MODULE_FOLDER.fullmatch(str(module.get("path")))
+    ]
 
 
-def _is_no_vocabulary(name: str) -> bool:
-    return name not in _VOCABULARIES and not name.endswith(".tiktoken")
+def _notes(folder: Path, names: list[str]) -> Iterator[str]:
+    taken = {name.partition("/")[0] for name in names}
+    left_out = sorted(
+        path.name + "/" * path.is_dir()
+        for path in folder.iterdir()
+        if path.name not in taken and not is_expected(path.name)
+    )
+    if left_out:
+        yield f"not published from {folder}: {format_list(left_out)}"
+    for name in filter(PICKLES.__contains__, names):
+        yield f"{name} is a pickle: its bytes are published as they are, and never read here"
 
 
 def _without(name: str, why: str) -> str:
@@ -175,15 +184,33 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is not one.
     """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UsageError(f"{path}: is too large to be a config")
-        value = json.loads(path.read_bytes().decode())  # no other encoding can be loaded
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: is not valid JSON: {error}") from None
+    value = _parse_json(path)
     if not isinstance(value, dict):
         raise UsageError(f"{path}: is not a JSON object")
     return value
+
+
+def _parse_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UsageError(f"{path}: is too large to be a config")
+        return json.loads(path.read_bytes().decode())  # no other encoding can be loaded
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is not valid JSON: {error}") from None
+
+
+def config_levels(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Return a config and the configs inside it, each after its path (``"text_config."``)."""
+    waiting: list[tuple[str, Mapping[str, Any]]] = [("", config)]
+    while waiting:
+        path, level = waiting.pop(0)
+        yield path, level
+        if path.count(".") < _MAX_LEVELS:
+            waiting += [
+                (f"{path}{key}.", value)
+                for key, value in level.items()
+                if isinstance(value, Mapping)
+            ]
 
 
 def _with_dtype(content: bytes, dtype: str | None) -> bytes:
@@ -191,49 +218,3 @@ def _with_dtype(content: bytes, dtype: str | None) -> bytes:
     if dtype is None:
         return content
     return _DTYPE_ENTRY.sub(rf"\g<1>{dtype}\g<2>", content.decode()).encode()
-
-
-def _code_files(folder: Path) -> list[str]:
-    """The .py files that an `auto_map` names, and those that they import from beside them."""
-    wanted: deque[str] = deque()
-    for name in _NAMES:
-        if name.endswith("config.json") and (folder / name).is_file():
-            wanted.extend(_auto_map_modules(read_json(folder / name)))
-    found: dict[str, None] = {}
-    while wanted:
-        module = wanted.popleft()
-        if not module.isidentifier() or len(module) > _MAX_NAME or f"{module}.py" in found:
-            continue
-        path = folder / f"{module}.py"
-        if path.is_file():
-            found[path.name] = None
-            wanted.extend(_relative_imports(path))
-    return list(found)
-
-
-def _auto_map_modules(config: dict[str, Any]) -> Iterator[str]:
-    """The modules that each `auto_map` names; a processor's config holds those of its parts."""
-    waiting: list[tuple[Any, bool]] = [(config, False)]
-    while waiting:
-        value, is_inside = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [(v, is_inside or key == "auto_map") for key, v in value.items()]
-        elif isinstance(value, list):
-            waiting += [(v, is_inside) for v in value]
-        elif is_inside and isinstance(value, str) and "--" not in value:
-            # "ORG/NAME--module.Class" is code of another repository.
-            yield value.partition(".")[0]
-
-
-def _relative_imports(path: Path) -> Iterator[str]:
-    """Modules of the same folder that the code imports; it is parsed, never run."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            if node.module:
-                yield node.module.partition(".")[0]
-            else:
-                yield from (alias.name for alias in node.names)

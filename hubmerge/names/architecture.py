@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hubmerge.checkpoint.schema import StoredTensor
-from hubmerge.hf_format.assets import CONFIG, Assets
+from hubmerge.hf_format.asset_names import CONFIG
+from hubmerge.hf_format.assets import Assets
 from hubmerge.names.conversion_rules import reverse_conversion
 from hubmerge.names.views import TensorView
 from hubmerge.system.offline import no_network

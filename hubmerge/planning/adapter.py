@@ -11,7 +11,8 @@ from typing import Any
 from hubmerge.checkpoint.files import read_inside
 from hubmerge.checkpoint.locate import step_folder
 from hubmerge.errors import UsageError
-from hubmerge.hf_format.assets import CONFIG, MAX_JSON_BYTES, Asset, Assets, collect_assets
+from hubmerge.hf_format.asset_names import CONFIG
+from hubmerge.hf_format.assets import MAX_JSON_BYTES, Asset, Assets, collect_assets
 from hubmerge.hf_format.filenames import ADAPTER_CONFIG
 from hubmerge.names.adapter import AdapterConfig, AdapterSpec
 from hubmerge.names.options import NamingOptions

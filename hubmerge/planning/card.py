@@ -18,7 +18,8 @@ from yaml import YAMLError
 from hubmerge.checkpoint.locate import step_of
 from hubmerge.errors import UsageError
 from hubmerge.formatting import human_bytes
-from hubmerge.hf_format.assets import Assets, is_tokenizer
+from hubmerge.hf_format.asset_names import is_tokenizer
+from hubmerge.hf_format.assets import Assets
 from hubmerge.hf_format.filenames import ADAPTER_CONFIG, INDEX_NAME
 from hubmerge.names.reference import REPO_ID, is_on_hub
 from hubmerge.planning.plan import Plan

@@ -22,13 +22,15 @@ from hubmerge.hf_format.assets import Assets, collect_assets
 from hubmerge.names.adapter import has_adapter
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.loader_check import check_with_loader
+from hubmerge.names.mtp import is_mtp, promised_mtp
 from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, read_reference
 from hubmerge.names.weights import Naming
 from hubmerge.planning.adapter import AdapterFiles, adapter_assets, find_adapter_files
+from hubmerge.planning.consistency import reconcile
 from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOptions
-from hubmerge.planning.plan import Plan, make_plan
+from hubmerge.planning.plan import Plan, PlannedTensor, make_plan
 from hubmerge.system.gc_pause import gc_paused
 
 
@@ -78,7 +80,13 @@ def prepare(load_dir: Path, options: PlanOptions) -> tuple[Plan, Assets]:
     )
     if plan.is_adapter:
         return plan, adapter_assets(files, assets_dir)
-    assets = collect_assets(assets_dir, plan.main_dtype)
+    assets = reconcile(
+        collect_assets(assets_dir, plan.main_dtype),
+        plan,
+        known.truth.architecture,
+        must_load=wanted.check_model,
+    )
+    plan = replace(plan, notes=(*plan.notes, *assets.notes))
     if wanted.check_model:
         warnings = _check(plan, naming, known.truth)
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
@@ -147,8 +155,7 @@ def _architecture(
 def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
     """Ask the loader, or else the base model; return what could not be checked."""
     if truth.architecture is not None:
-        tensors = (tensor for shard in plan.shards for tensor in shard.tensors)
-        return check_with_loader(tensors, truth.architecture)
+        return check_with_loader(_loaded_by_transformers(plan, truth), truth.architecture)
     if truth.reference is not None:
         different = differences((w.name for w in naming.weights), truth.reference.files)
         if different:
@@ -157,3 +164,12 @@ def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
                 "Correct them with --rename or --model-key; --no-check-model converts them so.",
             )
     return []
+
+
+def _loaded_by_transformers(plan: Plan, truth: ModelSpec) -> Iterator[PlannedTensor]:
+    """The tensors without those of layers that only servers load."""
+    promises, known = promised_mtp(truth.config or {}), truth.known_names()
+    for shard in plan.shards:
+        for tensor in shard.tensors:
+            if tensor.name in known or not is_mtp(tensor.name, promises):
+                yield tensor

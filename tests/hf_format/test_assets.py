@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import transformers.models
 
-from hubmerge.hf_format.assets import collect_assets, is_asset
+from hubmerge.hf_format.asset_names import is_asset
+from hubmerge.hf_format.assets import collect_assets
 
 
 def test_every_tokenizer_of_transformers_is_known() -> None:
@@ -30,11 +31,11 @@ def test_every_tokenizer_of_transformers_is_known() -> None:
 
 
 def collected(folder: Path, files: dict[str, Any]) -> tuple[set[str], tuple[str, ...]]:
-    """The names that are taken from a folder of these files, and the warnings."""
+    """Return the names that are taken from a folder of these files, and the notes."""
     for name, content in files.items():
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     assets = collect_assets(folder, None)
-    return {asset.name for asset in assets.files}, assets.warnings
+    return set(assets.names), assets.notes
 
 
 @pytest.mark.parametrize(
@@ -57,21 +58,74 @@ def test_code_is_found_wherever_an_auto_map_stands(
     assert names == {file, "code.py"}
 
 
-@pytest.mark.parametrize(
-    ("files", "warned"),
-    [
-        (["tokenizer.json"], []),
-        (["spm.model", "tokenizer_config.json"], []),
-        (["qwen.tiktoken"], []),
-        (["tokenizer_config.json", "special_tokens_map.json"], ["no vocabulary"]),
-        (["special_tokens_map.json"], ["no tokenizer"]),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_loaded_is_a_warning(
-    files: list[str], warned: list[str], tmp_path: Path
-) -> None:
-    """Settings alone are no tokenizer, unless its class needs no vocabulary."""
-    names, warnings = collected(tmp_path, dict.fromkeys([*files, "config.json"], "{}"))
-    assert names == {*files, "config.json"}
-    assert len(warnings) == len(warned)
-    assert all(text.startswith(start) for text, start in zip(warnings, warned, strict=True))
+def test_what_is_left_out_is_named_once(tmp_path: Path) -> None:
+    """One line names what is not taken, but for weights, the card and the like."""
+    for name in ("model.safetensors", "README.md", ".gitattributes", "training_args.bin"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "logs").mkdir()
+    names, notes = collected(
+        tmp_path, {"config.json": {}, "notes.txt": "", "trainer_state.json": {}}
+    )
+    assert names == {"config.json"}
+    assert notes == (f"not published from {tmp_path}: logs/, notes.txt, trainer_state.json",)
+
+
+def test_a_pickle_that_a_model_needs_is_copied_and_named(tmp_path: Path) -> None:
+    """Omni's voices are published, byte for byte, and it is said that nobody looked inside."""
+    names, notes = collected(tmp_path, {"config.json": {}, "spk_dict.pt": "\x80any bytes"})
+    assert names == {"config.json", "spk_dict.pt"}
+    assert len(notes) == 1
+    assert "pickle" in notes[0]
+
+
+MODULES = [
+    {"name": "0", "path": "", "type": "custom_st.Transformer"},
+    {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    {"name": "3", "path": "../outside", "type": "sentence_transformers.models.Dense"},
+]
+
+
+def test_the_modules_of_sentence_transformers_are_taken(tmp_path: Path) -> None:
+    """The folders that modules.json names, inside the assets folder alone, and its own code."""
+    assets = tmp_path / "assets"
+    for folder in ("1_Pooling", "2_Dense", "../outside", "4_Other"):
+        (assets / folder).mkdir(parents=True)
+        (assets / folder / "config.json").write_text("{}")
+    for name in ("model.safetensors", "optimizer.pt"):
+        (assets / "2_Dense" / name).write_text("")
+    names, notes = collected(
+        assets,
+        {
+            "config.json": {},
+            "modules.json": MODULES,
+            "sentence_bert_config.json": {},
+            "config_sentence_transformers.json": {},
+            "custom_st.py": "",
+        },
+    )
+    assert names == {
+        "config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "custom_st.py",
+    }
+    assert notes == (f"not published from {assets}: 4_Other/",)
+
+
+def test_the_files_of_a_policy_are_taken(tmp_path: Path) -> None:
+    """LeRobot's steps before and after the policy, with their statistics."""
+    files = {
+        "config.json": {"type": "act", "output_features": {}},
+        "policy_preprocessor.json": {},
+        "policy_preprocessor_step_3_normalizer_processor.safetensors": "",
+        "policy_postprocessor.json": {},
+        "train_config.json": {},
+    }
+    names, notes = collected(tmp_path, files)
+    assert names == files.keys()
+    assert notes == ()
