@@ -1,81 +1,70 @@
-"""Where each trainer puts the model among the keys that it saves, and what else it saves there.
+"""In which dict of the saved state the model is, as far as the names of the dicts tell.
 
 A trainer saves ``{"model": ..., "optimizer": ...}``, and DCP flattens that to keys like
-``model.model.layers.0.…``. `planner_data` keeps the nested keys, so the wrapper's name can be told
-from the model's own first segment; where a checkpoint has none, the keys themselves must do.
+``model.model.layers.0.…``. `planner_data` keeps the nested keys, so that a dict's name can be told
+from the model's own first segment; in a checkpoint without it the keys themselves have to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
 
 from hubmerge.checkpoint.schema import StoredTensor
+from hubmerge.names.training_state import is_state_word
 
 WRAPPER = "model"
 
-# Dicts that hold the model, by the keys that lead to it, and who writes that where it is not many.
-# The first whose keys are there is taken.
-MODEL_ROOTS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("app", "model"), "prime-rl"),
-    (("dcp", "model"), "AReaL"),
-    ((WRAPPER,), ""),
-    (("state_dict",), "Lightning ModelParallel"),
+# Dicts that hold the model, by the keys that lead to it, and who writes that if it is not many.
+_WRITERS: dict[tuple[str, ...], str] = {
+    ("app", "model"): "prime-rl",
+    ("app", "model_raw"): "Modalities",
+    ("dcp", "model"): "AReaL",
+    ("state", "model"): "Composer",
+    ("model_state",): "fms-fsdp",
+    ("state_dict",): "Lightning ModelParallel",
+}
+
+# What a dict of the model's is called, whoever writes it.
+_MODEL_WORD = re.compile(
+    r"models?(?:_(?:states?|state_dict|raw|weights|params|parameters|parts?))?|module|state_dict"
+    r"|net|network|weights|params|parameters"
 )
 
-# First segments that are never part of a model, whatever else the checkpoint holds.
-NOT_MODEL = frozenset(
-    {
-        "optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers", "scheduler",
-        "schedulers", "dataloader", "train_state", "extra_state", "rng_state", "trainer", "step",
-        "epoch", "loops", "progress", "ema",
-    }
-)  # fmt: skip
+
+def is_model_word(segment: str) -> bool:
+    """Return whether a dict of this name is the model's, if one beside it has another name."""
+    return _MODEL_WORD.fullmatch(segment) is not None
 
 
-def is_not_model(segment: str) -> bool:
-    """Is this the top-level key of something else (``optimizer_0`` too)?"""
-    return segment in NOT_MODEL or segment.rstrip("0123456789").rstrip("_") in NOT_MODEL
+def describe_root(root: tuple[str, ...]) -> str:
+    """Return where the model is in what was saved, in a few words."""
+    if not root:
+        return "bare state dict (no dict around the model's own keys)"
+    writer = _WRITERS.get(root)
+    return f"state dict under '{'.'.join(root)}'" + (f" ({writer})" if writer else "")
 
 
-def top_key(tensor: StoredTensor) -> str:
-    """The first segment of its key, or of its path where the checkpoint has one."""
-    return tensor.path[0].partition(".")[0] if tensor.path else tensor.key.partition(".")[0]
+def saved_paths(tensors: Collection[StoredTensor]) -> dict[str, tuple[str, ...]]:
+    """Return for each key the dicts that lead to the tensor, and its own name last."""
+    under_wrapper = _is_wrapped(tensors)
+    roots = (*_WRITERS, *([(WRAPPER,)] if under_wrapper else []))
+    return {t.key: t.path if t.path is not None else _path_of_key(t.key, roots) for t in tensors}
 
 
-def is_under(tensor: StoredTensor, root: tuple[str, ...]) -> bool:
-    """Does its key begin with these segments, and go on?"""
-    return tensor.key.startswith(".".join(root) + ".")
+def _path_of_key(key: str, roots: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    for root in roots:
+        prefix = ".".join((*root, ""))
+        if key.startswith(prefix):
+            return (*root, key.removeprefix(prefix))
+    first, dot, rest = key.partition(".")
+    return (first, rest) if dot and is_state_word(first) else (key,)
 
 
-def find_root(tensors: list[StoredTensor]) -> tuple[tuple[str, ...], str]:
-    """The keys that lead to the model in what was saved, and why they are taken to.
-
-    Returns:
-        ``()`` where the tensors stand in no dict of their own.
-    """
-    for root, writers in MODEL_ROOTS:
-        under = [t for t in tensors if is_under(t, root)]
-        if under and (root != (WRAPPER,) or _is_wrapped(tensors)):
-            return root, f"state dict under '{'.'.join(root)}'" + f" ({writers})" * bool(writers)
-    roots = {top_key(t) for t in tensors if not is_not_model(top_key(t))}
-    nested = [t for t in tensors if t.path is not None and len(t.path) > 1]
-    if len(roots) == 1 and len(nested) == len(tensors):
-        root = (roots.pop(),)
-        return root, f"state dict under '{root[0]}', the only one there is"
-    return (), "bare state dict (no dict around the model's own keys)"
-
-
-def _is_flat(tensor: StoredTensor) -> bool:
-    """Was it saved under its own full key, in no dict inside the saved state?"""
-    return tensor.path is not None and len(tensor.path) == 1
-
-
-def _is_wrapped(tensors: Iterable[StoredTensor]) -> bool:
-    """Do the keys stand in a dict called 'model', as far as the checkpoint tells?"""
-    under = [t for t in tensors if top_key(t) == WRAPPER]
-    if any(t.path is not None for t in under):
-        return not all(_is_flat(t) for t in under)
-    # No planner_data. `model.model.` is a wrapped model; a head beside `model.` is a bare one.
+def _is_wrapped(tensors: Collection[StoredTensor]) -> bool:
+    """Return whether keys without planner_data are in a dict called `model`."""
+    under = [t for t in tensors if t.path is None and t.key.startswith(f"{WRAPPER}.")]
+    # `model.model.` is a wrapped model; a head beside `model.` is a bare one.
     if any(t.key.startswith(("model.model.", "model.lm_head.")) for t in under):
         return True
     # torch's HuggingFaceStorageWriter is given the Hub's own names.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Collection
+from typing import NamedTuple
 
 from hubmerge.errors import CheckpointError
 
-# Modules that torch wraps around others, at any depth: torch.compile, FSDP1, activation
-# checkpointing.
-_WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Modules that stand around others at any depth: torch.compile's, FSDP1's, activation
+# checkpointing's, Lightning's strategies' and NeMo Automodel's holder of fp32 parameters.
+_WRAPPER_SEGMENTS = frozenset(
+    {
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "_fp32_params",
+    }
+)
 
 # DistributedDataParallel's, only ever in front.
 _LEADING = "module."
@@ -16,11 +26,24 @@ _LEADING = "module."
 # A prefix is looked for in the first segments of names only.
 _MAX_PREFIX_SEGMENTS = 4
 
-Rule = Callable[[str], str]
+
+class PrefixRule(NamedTuple):
+    """A change of all names: one prefix stripped, or one added."""
+
+    stripped: str = ""
+    added: str = ""
+
+    def __call__(self, name: str) -> str:
+        return self.added + name.removeprefix(self.stripped)
+
+    def __str__(self) -> str:
+        if self.added:
+            return f"the prefix {self.added!r} added"
+        return f"the prefix {self.stripped!r} stripped" if self.stripped else "names as they are"
 
 
 def unwrap(name: str) -> str:
-    """`name` without the names of wrapping modules.
+    """Return `name` without the names of wrapping modules.
 
     Raises:
         CheckpointError: it is FSDP1's flattened parameter, whose parts cannot be told.
@@ -38,54 +61,31 @@ def unwrap(name: str) -> str:
     return name
 
 
-def default_prefix(names: Collection[str]) -> str:
-    """What to strip where nothing tells the model's own names: a Lightning module's attribute.
-
-    ``model.model.layers…`` and ``model.lm_head…`` under one another are `self.model = model` around
-    a causal model; a model's own names have only one ``model.``.
-    """
-    prefix = ""
-    while names and all(name.startswith(f"{prefix}model.") for name in names):
-        deeper = (f"{prefix}model.model.", f"{prefix}model.lm_head.")
-        if not any(name.startswith(deeper) for name in names):
-            break
-        prefix += "model."
-    return prefix
-
-
-def best_rule(names: Collection[str], known: Collection[str]) -> tuple[Rule, str, int]:
-    """The prefix rule that gives the most names that are known to be a model's.
+def best_rule(names: Collection[str], known: Collection[str]) -> tuple[PrefixRule, int]:
+    """Find the rule that gives the most names that are known to be a model's.
 
     Args:
         names: the stored names, unwrapped.
         known: the names of the base model, or of the architecture.
 
     Returns:
-        The rule, what it does in a few words, and how many names it makes known.
+        The rule, and how many names it makes known.
     """
-    default = default_prefix(names)
-    best = _strip(default)
-    best_score = _score(names, known, best[0])
-    for rule in _candidates(names, known):
-        score = _score(names, known, rule[0])
-        if score > best_score:
-            best, best_score = rule, score
-    return *best, best_score
-
-
-def _score(names: Iterable[str], known: Collection[str], rule: Rule) -> int:
-    return sum(rule(name) in known for name in names)
-
-
-def _candidates(names: Collection[str], known: Collection[str]) -> list[tuple[Rule, str]]:
-    stripped = {"", *(prefix for name in names for prefix in _prefixes(name))}
-    added = {prefix for name in known for prefix in _prefixes(name)}
+    as_they_are = sum(name in known for name in names)
+    stripped, added = Counter[str](), Counter[str]()
+    for name in names:
+        for prefix in _prefixes(name):
+            stripped[prefix] += (name.removeprefix(prefix) in known) - (name in known)
+    stored = set(names)
+    for name in known:
+        for prefix in _prefixes(name):
+            added[prefix] += name.removeprefix(prefix) in stored
+    scores = {PrefixRule(): as_they_are}
+    scores |= {PrefixRule(stripped=p): as_they_are + gain for p, gain in stripped.items()}
     # Adding a prefix that names already have is never right.
-    missing = [p for p in added if not any(name.startswith(p) for name in names)]
-    return [
-        *map(_strip, sorted(stripped, key=lambda p: (len(p), p))),
-        *map(_add, sorted(missing, key=lambda p: (len(p), p))),
-    ]
+    scores |= {PrefixRule(added=p): count for p, count in added.items() if p not in stripped}
+    best = min(scores, key=lambda rule: (-scores[rule], len(rule.added), len(rule.stripped), rule))
+    return best, scores[best]
 
 
 def _prefixes(name: str) -> list[str]:
@@ -96,12 +96,3 @@ def _prefixes(name: str) -> list[str]:
             break
         prefixes.append(".".join(segments[:count]) + ".")
     return prefixes
-
-
-def _strip(prefix: str) -> tuple[Rule, str]:
-    what = f"the prefix {prefix!r} stripped" if prefix else "names as they are"
-    return (lambda name: name.removeprefix(prefix)), what
-
-
-def _add(prefix: str) -> tuple[Rule, str]:
-    return (lambda name: prefix + name), f"the prefix {prefix!r} added"

@@ -135,18 +135,18 @@ def test_a_base_model_under_accelerate_follows_the_reference() -> None:
 
 
 def test_a_module_attribute_is_stripped_where_the_reference_knows() -> None:
-    """`self.policy_net = model` in a Lightning module gives a prefix that no rule can guess."""
+    """`self.policy_net = model` in a Lightning module; what stands beside it is named."""
     keys = under("model", names=tuple(f"policy_net.{n}" for n in LLAMA))
     value_head = ("model", "value_head.weight")
     naming = name_weights(checkpoint_of(*keys, value_head), truth=truth_of(*LLAMA))
-    assert names_of(naming) == {*LLAMA, "value_head.weight"}
+    assert names_of(naming) == set(LLAMA)
     assert any("value_head.weight" in warning for warning in naming.warnings)
 
 
 def test_the_best_rule_changes_nothing_that_is_right() -> None:
     """Names that are known as they are stay, though stripping would leave some known too."""
     known = {"model.a.weight", "model.b.weight", "a.weight"}
-    rule, _, score = best_rule(["model.a.weight", "model.b.weight"], known)
+    rule, score = best_rule(["model.a.weight", "model.b.weight"], known)
     assert (rule("model.a.weight"), score) == ("model.a.weight", 2)
 
 
@@ -175,22 +175,26 @@ def test_what_has_no_dict_and_no_dot_is_a_weight_if_it_is_a_number() -> None:
 
 
 def test_several_dicts_are_said_to_be_several() -> None:
-    """An actor and a critic are not taken for one model in silence."""
-    naming = name_weights(checkpoint_of(*under("actor"), *under("critic")))
-    assert any("actor, critic" in w and "--model-key" in w for w in naming.warnings)
+    """Dicts that are no model each are taken for parts of one, and that is said."""
+    naming = name_weights(checkpoint_of(*under("lm"), ("probe", "linear.weight")))
+    assert any("lm, probe" in w and "--model-key" in w for w in naming.warnings)
     chosen = name_weights(
-        checkpoint_of(*under("actor"), *under("critic")), NamingOptions(model_key="actor")
+        checkpoint_of(*under("lm"), ("probe", "linear.weight")), NamingOptions(model_key="lm")
     )
     assert names_of(chosen) == set(LLAMA)
-    assert not any("critic" in warning for warning in chosen.warnings)
+    assert not any("probe" in warning for warning in chosen.warnings)
 
 
 def test_no_weights_names_the_keys_and_the_flag() -> None:
-    """What there is, objects too, and how to choose it."""
-    checkpoint = replace(checkpoint_of(("ema", "a.weight")), objects=("lr_scheduler.x",))
-    with pytest.raises(NoModelWeightsError, match=r"ema \(1\), lr.* \(1\); only") as refusal:
+    """What there is, objects too; no optimizer is suggested as the model."""
+    checkpoint = replace(checkpoint_of(OPTIMIZER, ("x", "n.step")), objects=("lr_scheduler.x",))
+    checkpoint.tensors["x.n.step"] = StoredTensor("x.n.step", "int64", (0,), (), ("x", "n.step"))
+    with pytest.raises(NoModelWeightsError, match=r"optimizer \(1\).* lr.* \(1\)") as refusal:
         name_weights(checkpoint)
-    assert "--model-key ema" in refusal.value.hint
+    assert "--model-key x" in refusal.value.hint
+    with pytest.raises(NoModelWeightsError) as refusal:
+        name_weights(checkpoint_of(OPTIMIZER), NamingOptions(model_key="modle"))
+    assert "Check --model-key modle" in refusal.value.hint
 
 
 def test_the_hubs_own_names_stay(tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_two_models_with_the_same_names_are_refused() -> None:
     ("options", "expected"),
     [
         (NamingOptions(model_key="ema.model"), {"b.weight"}),
-        (NamingOptions(include=(r"^ema\.",)), {"ema.model.b.weight"}),
+        (NamingOptions(include=(r"^ema\.",)), {"b.weight"}),
         (NamingOptions(include=(r"\.b\.", r"\.a\."), rename=(r"^ema\.model\.=>",)),
          {"a.weight", "b.weight"}),
         (NamingOptions(exclude=("visual",)), {"a.weight"}),
@@ -431,7 +435,7 @@ def test_the_command_stops_with_3_and_inspects_without_torch(tmp_path: Path) -> 
     )
     command = [sys.executable, "-c", code, str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["x.model.embed_tokens.weight", "False"]
+    assert done.stdout.split() == ["model.embed_tokens.weight", "False"]
 
 
 def test_errors_are_ours(tmp_path: Path) -> None:
