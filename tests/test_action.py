@@ -259,7 +259,13 @@ def test_zizmor_finds_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("schema", "path"),
-    [("vendor.github-actions", ACTION), *(("vendor.github-workflows", path) for path in WORKFLOWS)],
+    [
+        ("vendor.github-actions", ACTION),
+        ("vendor.dependabot", ROOT / ".github/dependabot.yml"),
+        ("vendor.github-issue-forms", ROOT / ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("vendor.github-issue-forms", ROOT / ".github/ISSUE_TEMPLATE/trainer.yml"),
+        *(("vendor.github-workflows", path) for path in WORKFLOWS),
+    ],
 )
 def test_the_schemas_hold(schema: str, path: Path) -> None:
     """GitHub's own schemas accept the files."""
