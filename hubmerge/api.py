@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect as introspection
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -103,6 +104,7 @@ def preview(
     *,
     no_push: bool = True,
     max_disk: int | None = None,
+    progress: Progress = SILENT,
     ranks: Ranks = SINGLE_PROCESS,
     model_assets_dir: str | Path | None = None,
     shard_size: int | str | None = None,
@@ -114,7 +116,7 @@ def preview(
     naming: NamingOptions = DEFAULT_NAMING,
 ) -> Preview:
     """`plan`, and what a run with it would write and need; a warning where it would fail."""
-    publication = _publication(load_dir, repo_id, PlanOptions.among(locals()))
+    publication = _planned(load_dir, repo_id, PlanOptions.among(locals()), progress)
     planned, warnings = publication.plan, list(publication.warnings)
     try:
         open_data_files(planned)
@@ -137,7 +139,7 @@ def convert(
     *,
     repo_id: str | None = None,
     overwrite: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | bool = False,
     ranks: Ranks = SINGLE_PROCESS,
     model_assets_dir: str | Path | None = None,
     shard_size: int | str | None = None,
@@ -158,7 +160,7 @@ def convert(
         save_dir: `hf_ckpt` inside `load_dir` if None.
         repo_id: where it will be published, for the model card.
         overwrite: replace a model that `save_dir` already holds.
-        progress: told what happens; silent by default.
+        progress: receives events; True shows bars on stderr.
         ranks: the processes that share the work; each of them calls this.
         model_assets_dir, shard_size, dtype, license, card, eval_results, no_config, naming: see
             `PlanOptions`.
@@ -167,14 +169,13 @@ def convert(
         HubmergeError: one of the tree in `hubmerge.errors`. An incomplete file never has its final
             name, and a folder never has an index before it is complete.
     """
-    began = time.monotonic()
-    result = convert_plan(
-        _publication(load_dir, repo_id, PlanOptions.among(locals())),
-        Path(save_dir) if save_dir is not None else _default_save_dir(Path(load_dir)),
-        overwrite=overwrite,
-        progress=progress,
-        ranks=ranks,
-    )
+    options, began = PlanOptions.among(locals()), time.monotonic()
+    folder = Path(save_dir) if save_dir is not None else _default_save_dir(Path(load_dir))
+    with _listener(progress) as listener:
+        publication = _publication(load_dir, repo_id, options, listener)
+        result = convert_plan(
+            publication, folder, overwrite=overwrite, progress=listener, ranks=ranks
+        )
     return _timed(result, began)
 
 
@@ -194,7 +195,7 @@ def push(
     max_disk: int | str | None = None,
     clean: bool = False,
     keep_others: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | bool = False,
     ranks: Ranks = SINGLE_PROCESS,
     model_assets_dir: str | Path | None = None,
     shard_size: int | str | None = None,
@@ -229,7 +230,10 @@ def push(
     """
     options, what = PushOptions.among(locals()), PlanOptions.among(locals())
     began = time.monotonic()
-    result = push_plan(_publication(load_dir, repo_id, what), options, progress, ranks)
+    with _listener(progress, uploads=True) as listener:
+        publication = _publication(load_dir, repo_id, what, listener)
+        listener.status(f"Checking {repo_id}…")
+        result = push_plan(publication, options, listener, ranks)
     return _timed(result, began)
 
 
@@ -241,7 +245,7 @@ def verify(
     repo_id: str | None = None,
     revision: str = DEFAULT_BRANCH,
     token: str | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | bool = False,
     model_assets_dir: str | Path | None = None,
     shard_size: int | str | None = None,
     dtype: str | TorchDtype | None = None,
@@ -270,26 +274,50 @@ def verify(
     options, began = PlanOptions.among(locals()), time.monotonic()
     if (save_dir is None) == (repo_id is None):
         raise UsageError("verify needs either a repository or a folder", "--repo-id or --save-dir")
-    if save_dir is not None:
-        if not Path(save_dir).is_dir():
-            raise UsageError(f"{save_dir}: no such folder", "Check --save-dir.")
-        # The card names the repository that the folder was made for.
-        named = repository_named_in(Path(save_dir) / CARD)
-        publication = _publication(load_dir, named, options)
-        return _timed(verify_folder(publication, Path(save_dir), progress), began)
-
-    with quiet_hub():
-        plan_with = partial(prepare, Path(load_dir))
-        hub = Hub(str(repo_id), token)
-        return _timed(verify_repository(hub, revision, options, plan_with, progress), began)
+    if save_dir is not None and not Path(save_dir).is_dir():
+        raise UsageError(f"{save_dir}: no such folder", "Check --save-dir.")
+    with _listener(progress, words=("checking", "checked")) as listener:
+        if save_dir is not None:
+            # The card names the repository that the folder was made for.
+            named = repository_named_in(Path(save_dir) / CARD)
+            publication = _publication(load_dir, named, options, listener)
+            return _timed(verify_folder(publication, Path(save_dir), listener), began)
+        with quiet_hub():
+            plan_with = partial(prepare, Path(load_dir), progress=listener)
+            hub = Hub(str(repo_id), token)
+            return _timed(verify_repository(hub, revision, options, plan_with, listener), began)
 
 
 def _timed(result: R, began: float) -> R:
     return replace(result, seconds=round(time.monotonic() - began, 3))
 
 
-def _publication(load_dir: str | Path, repo_id: str | None, options: PlanOptions) -> Publication:
-    planned, assets = prepare(Path(load_dir), options)
+@contextmanager
+def _listener(progress: Progress | bool, **bars: Any) -> Iterator[Progress]:
+    """Give what is told about progress: the caller's own, bars on stderr if True, else nobody."""
+    if progress is True:
+        from hubmerge.progress_bars import Bars
+
+        with Bars(**bars) as shown:
+            yield shown
+    else:
+        yield progress or SILENT
+
+
+def _publication(
+    load_dir: str | Path, repo_id: str | None, options: PlanOptions, progress: Progress
+) -> Publication:
+    """Plan what is written, and warn before the first byte is."""
+    publication = _planned(load_dir, repo_id, options, progress)
+    for warning in publication.warnings:
+        progress.warn(warning)
+    return publication
+
+
+def _planned(
+    load_dir: str | Path, repo_id: str | None, options: PlanOptions, progress: Progress
+) -> Publication:
+    planned, assets = prepare(Path(load_dir), options, progress)
     return Publication(planned, assets, _card_options(options), repo_id, options)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from hubmerge.errors import UsageError
 
@@ -139,7 +139,8 @@ def has_type(value: Any, hint: Any) -> bool:
     """Return whether `value` is of an annotated type; a bool is no int."""
     if hint == tuple[str, ...]:
         return type(value) is tuple and all(type(text) is str for text in value)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    takes_bool = hint is bool or bool in get_args(hint)
+    return isinstance(value, hint) and (takes_bool or not isinstance(value, bool))
 
 
 def parse_path(value: Any, flag: str) -> Path:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "hubmerge"
 PYPROJECT = PACKAGE.with_name("pyproject.toml")
 FLOORS = (
     {"__main__"}, {"cli"}, {"", "api"}, {"verification"}, {"publish"}, {"conversion"}, {"planning"},
-    {"names"}, {"checkpoint"}, {"hf_format", "system"}, {"options"},
+    {"names"}, {"checkpoint"}, {"hf_format", "system"}, {"options", "progress_bars"},
     {"formatting", "progress", "errors"},
 )  # fmt: skip
 """From the roof to the cellar; "" is `hubmerge` itself, which gives the names of `api`."""

@@ -119,7 +119,7 @@ def test_the_command_exits_with_8(checkpoint: Path, converted: Path) -> None:
 
 
 def test_neither_or_both_places_is_a_usage_error(checkpoint: Path) -> None:
-    """A verification needs exactly one place."""
+    """verify needs exactly one place."""
     with pytest.raises(hubmerge.HubmergeError) as neither:
         hubmerge.verify(checkpoint)
     assert neither.value.exit_code == 2

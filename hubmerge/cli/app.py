@@ -5,10 +5,12 @@ Results go to stdout, everything else to stderr, as with the `hf` command.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,18 +20,18 @@ from hubmerge.cli.options import (
     PUSH_GROUPS,
     VERIFY_GROUPS,
     CheckpointOptions,
-    JsonOptions,
     OutputOptions,
     PushOutputOptions,
     VerifyOptions,
+    declared_command,
     given,
     given_folder,
     given_plan,
     given_push,
-    options_of,
 )
 from hubmerge.cli.signals import ended_by_signals
-from hubmerge.errors import HubmergeError, MismatchError, UsageError, printable
+from hubmerge.errors import CheckpointError, HubmergeError, MismatchError, UsageError, printable
+from hubmerge.progress import SILENT
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks, current_ranks
 
 # Of the commands that only look.
@@ -62,11 +64,12 @@ def main() -> NoReturn:
             rank_0_says_it = run.ranks.fail(error)
             if os.environ.get("HF_DEBUG"):
                 traceback.print_exc()
-            _say(run.ranks if rank_0_says_it else SINGLE_PROCESS, str(error), error.hint)
+            _say_error(run.ranks if rank_0_says_it else SINGLE_PROCESS, error)
             code = error.exit_code
         except click.ClickException as error:
-            error.show()
-            code = UsageError.exit_code
+            usage = UsageError(error.format_message(), _help_of(error))
+            _say_error(run.ranks, usage)
+            code = usage.exit_code
         except click.Abort:
             raise KeyboardInterrupt from None
         except OSError as error:  # the library has none: it is our own output
@@ -76,6 +79,11 @@ def main() -> NoReturn:
             code = HubmergeError.exit_code
         run.ranks.reported()
     sys.exit(code)
+
+
+def _help_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try '{context.command_path} --help'." if context is not None else ""
 
 
 def _repair_streams() -> None:
@@ -88,11 +96,12 @@ def _repair_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_result(result: Any, *, json: bool) -> None:
+def _print_result(result: Any, output: OutputOptions) -> None:
     """Print a result on stdout; nothing in it moves the cursor, wherever it comes from."""
-    from hubmerge.cli.text import as_json, as_text
+    from hubmerge.cli import text
 
-    click.echo(printable(as_json(result) if json else as_text(result)))
+    shown = text.as_json if output.json else text.as_line if output.quiet else text.as_text
+    click.echo(printable(shown(result)))
 
 
 def _say(ranks: Ranks, message: str, hint: str = "") -> None:
@@ -100,6 +109,14 @@ def _say(ranks: Ranks, message: str, hint: str = "") -> None:
         click.echo(f"Error: {message}", err=True)
         if hint:
             click.echo(f"Hint: {hint}", err=True)
+
+
+def _say_error(ranks: Ranks, error: HubmergeError) -> None:
+    """Print an error for a person on stderr and, with --json, for a program on stdout."""
+    _say(ranks, str(error), error.hint)
+    if ranks.rank == 0 and "--json" in sys.argv[1:]:
+        about = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
+        click.echo(json.dumps({"error": about | {"exit_code": error.exit_code}}))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,10 +130,17 @@ def cli() -> None:
     """
 
 
-@cli.command()
-@options_of(*PUSH_GROUPS)
-@click.pass_context
-def push(context: click.Context, /, *, repo_id: str | None, **_: Any) -> None:
+@declared_command(
+    cli,
+    PUSH_GROUPS,
+    positional=("load_dir", "repo_id"),
+    examples=(
+        "hubmerge push runs/my-run my-org/my-model --model-assets-dir base-model",
+        "hubmerge push runs/my-run my-org/my-model --dtype float16 --shard-size 5GB --private",
+        "hubmerge push runs/my-run --no-push --save-dir my-model",
+    ),
+)
+def push(context: click.Context) -> None:
     """Convert a distributed checkpoint and publish it on the Hub, in one atomic commit.
 
     With --no-push, write the directory that would have been published.
@@ -125,22 +149,25 @@ def push(context: click.Context, /, *, repo_id: str | None, **_: Any) -> None:
     load_dir = given(context, CheckpointOptions).load_dir
     where = None if folder.no_push else given_push(context)
     what = given_plan(context).given_values()
+    repo_id = context.params["repo_id"]
     run: _Run = context.obj
     ranks = run.ranks = current_ranks()
-    from hubmerge import api
-    from hubmerge.cli.progress_bars import Bars
+    with _bars(output, ranks, uploads=where is not None) as bars:
+        from hubmerge import api
 
-    if output.dry_run:
-        max_disk = where.max_disk if where else None
-        preview = api.preview(
-            load_dir, repo_id, no_push=folder.no_push, max_disk=max_disk, ranks=ranks, **what
-        )
-        if ranks.rank == 0:
-            _print_result(preview, json=output.json)
-        return
-    result: Any
-    with Bars(quiet=output.quiet or ranks.rank != 0, uploads=where is not None) as bars:
-        if where is None:
+        result: Any
+        if output.dry_run:
+            max_disk = where.max_disk if where else None
+            result = api.preview(
+                load_dir,
+                repo_id,
+                no_push=folder.no_push,
+                max_disk=max_disk,
+                progress=bars,
+                ranks=ranks,
+                **what,
+            )
+        elif where is None:
             result = api.convert(
                 load_dir,
                 folder.save_dir,
@@ -152,16 +179,20 @@ def push(context: click.Context, /, *, repo_id: str | None, **_: Any) -> None:
             )
         else:
             result = api.push(load_dir, progress=bars, ranks=ranks, **where.given_values(), **what)
-        for warning in result.warnings:
-            bars.warn(warning)
     if ranks.rank == 0:
-        _print_result(result, json=output.json)
+        _print_result(result, output)
 
 
-@cli.command()
-@options_of(*VERIFY_GROUPS)
-@click.pass_context
-def verify(context: click.Context, /, **_: Any) -> None:
+@declared_command(
+    cli,
+    VERIFY_GROUPS,
+    positional=("load_dir", "repo_id"),
+    examples=(
+        "hubmerge verify runs/my-run my-org/my-model",
+        "hubmerge verify runs/my-run --save-dir my-model",
+    ),
+)
+def verify(context: click.Context) -> None:
     """Verify a repository or a directory against its checkpoint; exit 8 if they differ.
 
     Nothing is downloaded but a repository's listing and config. A repository's own record says with
@@ -169,27 +200,56 @@ def verify(context: click.Context, /, **_: Any) -> None:
     """
     output, where = given(context, OutputOptions), given(context, VerifyOptions)
     load_dir, what = given(context, CheckpointOptions).load_dir, given_plan(context)
-    from hubmerge import api
-    from hubmerge.cli.progress_bars import Bars
+    with _bars(output, words=("checking", "checked")) as bars:
+        from hubmerge import api
 
-    with Bars(quiet=output.quiet, words=("checking", "checked")) as bars:
         result = api.verify(load_dir, progress=bars, **where.given_values(), **what.given_values())
-        for warning in result.warnings:
+        for warning in result.warnings if where.repo_id is not None else ():
             bars.warn(warning)
-    _print_result(result, json=output.json)
+    _print_result(result, output)
     if result.differences:
         context.exit(MismatchError.exit_code)
 
 
-@cli.command()
-@options_of(CheckpointOptions, JsonOptions)
-@click.pass_context
-def inspect(context: click.Context, /, *, json: bool, **_: Any) -> None:
-    """Show what a checkpoint holds."""
-    load_dir = given(context, CheckpointOptions).load_dir
-    from hubmerge import api
+@declared_command(
+    cli,
+    (CheckpointOptions, OutputOptions),
+    positional=("load_dir",),
+    examples=("hubmerge inspect runs/my-run",),
+)
+def inspect(context: click.Context) -> None:
+    """Show what a checkpoint holds; exit 3 if a data file is missing or too short."""
+    load_dir, output = given(context, CheckpointOptions).load_dir, given(context, OutputOptions)
+    with _bars(output) as bars:
+        bars.status("Reading checkpoint…")
+        from hubmerge import api
 
-    _print_result(api.inspect(load_dir), json=json)
+        result = api.inspect(load_dir)
+    _print_result(result, output)
+    if result.damaged:
+        raise CheckpointError("; ".join(result.damaged))
+
+
+def _bars(output: OutputOptions, ranks: Ranks = SINGLE_PROCESS, **about: Any) -> Any:
+    """Show progress, of the first process alone; something appears before slow imports."""
+    if ranks.rank != 0:
+        return nullcontext(SILENT)
+    from hubmerge.progress_bars import Bars
+
+    bars = Bars(quiet=output.quiet, verbose=output.verbose, **about)
+    bars.status("Starting…")
+    return bars
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands and options: eval "$(hubmerge completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "hubmerge", "_HUBMERGE_COMPLETE").source())
 
 
 @cli.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import click.shell_completion
 
 from hubmerge.errors import UsageError
 from hubmerge.names.options import NamingOptions
@@ -15,7 +16,6 @@ from hubmerge.options import Option, Options, declared_in, flag_of, option, pars
 from hubmerge.planning.options import PlanOptions
 from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions, parse_token
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound=Options)
 
 
@@ -79,19 +79,23 @@ class VerifyOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonOptions(Options):
-    """How a result is printed."""
+class OutputOptions(Options):
+    """What is printed."""
 
     title = "Output"
 
-    json: bool = option(False, "Print one JSON object on stdout.", is_input=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions(JsonOptions):
-    """What is printed on the way."""
-
-    quiet: bool = option(False, "No progress on stderr.", short="-q", is_input=False)
+    json: bool = option(
+        False, "Print the result, or the error, as one JSON object on stdout.", is_input=False
+    )
+    quiet: bool = option(
+        False,
+        "Print the url or path alone, and only warnings and errors on stderr.",
+        short="-q",
+        is_input=False,
+    )
+    verbose: bool = option(
+        False, "Keep each step as a line with its time.", short="-v", is_input=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,25 +132,117 @@ class DeclaredOption(click.Option):
             help=about.help + (f"  [default: {shown}]" if shown else ""),
             metavar=f"[{'|'.join(about.choices)}]" if about.choices else about.metavar,
             is_flag=is_flag,
-            required=default is MISSING and name == "load_dir",
             multiple=isinstance(default, tuple),
             type=None if is_flag else click.UNPROCESSED,
+            envvar=f"HUBMERGE_{name.upper()}",
+            shell_complete=self._complete,
+        )
+        self._choices, self._metavar = about.choices, about.metavar
+
+    def _complete(
+        self, _context: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        item = click.shell_completion.CompletionItem
+        if self._metavar in ("DIR", "FILE"):
+            return [item(incomplete, type=self._metavar.lower())]
+        return [item(choice) for choice in self._choices if choice.startswith(incomplete)]
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """Return what a variable says; of a list, one entry a line."""
+        if self.multiple:
+            value = self.resolve_envvar_value(ctx) or ""
+            return tuple(filter(None, map(str.strip, value.splitlines()))) or None
+        return super().value_from_envvar(ctx)
+
+
+class DeclaredCommand(click.Command):
+    """A command with its options in groups, and examples."""
+
+    def __init__(self, *args: Any, examples: Sequence[str], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups, each under its title."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "title", "Output"), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        del ctx
+        with formatter.section("Examples"):
+            for example in self._examples:
+                formatter.write(f"{' ' * formatter.current_indent}{example}\n")
+        formatter.write_paragraph()
+        formatter.write_text(
+            "An option can also be given by a variable: HUBMERGE_SHARD_SIZE=5GB means "
+            "--shard-size 5GB."
         )
 
 
-def options_of(*groups: type[Options]) -> Callable[[F], F]:
-    """Return a decorator that adds the options of some groups to a command."""
+def declared_command(
+    parent: click.Group,
+    groups: Sequence[type[Options]],
+    *,
+    positional: tuple[str, ...],
+    examples: Sequence[str],
+) -> Callable[[Callable[[click.Context], None]], click.Command]:
+    """Return a decorator that makes a command of a function, with the options of some groups.
 
-    def add(command: F) -> F:
-        parameters = [
+    Args:
+        positional: options that can be given without their flag, in this order.
+    """
+
+    def make(function: Callable[[click.Context], None]) -> click.Command:
+        def run(**params: Any) -> None:
+            context = click.get_current_context()
+            _place(context, positional, params["positional"])
+            function(context)
+
+        words = " ".join(f"[{name.upper()}]" for name in positional)
+        parameters: list[click.Parameter] = [
+            click.Argument(["positional"], nargs=-1, metavar=words, type=click.UNPROCESSED)
+        ]
+        parameters += [
             DeclaredOption(group, declared, about)
             for group in groups
             for declared, about in declared_in(group)
         ]
-        command.__click_params__ = parameters[::-1]  # type: ignore[attr-defined]
-        return command
+        made = DeclaredCommand(
+            function.__name__,
+            callback=run,
+            params=parameters,
+            help=function.__doc__,
+            examples=examples,
+        )
+        parent.add_command(made)
+        return made
 
-    return add
+    return make
+
+
+def _place(context: click.Context, names: tuple[str, ...], values: tuple[str, ...]) -> None:
+    """Make positional values those of their options.
+
+    Raises:
+        UsageError: one was given as an option too, or is one too many, or the first is missing.
+    """
+    if len(values) > len(names):
+        raise UsageError(f"unexpected argument {values[len(names)]!r}")
+    for name, value in zip(names, values, strict=False):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} {context.params[name]!r}: was given as {value!r} too")
+        context.params[name] = value
+        context.set_parameter_source(name, click.core.ParameterSource.COMMANDLINE)
+    if not _is_given(context, "load_dir"):
+        raise UsageError("--load-dir is missing", "Name the checkpoint's directory.")
 
 
 def _is_given(context: click.Context, name: str) -> bool:
@@ -182,13 +278,15 @@ def given_folder(context: click.Context) -> FolderOptions:
     if folder.no_push:
         for declared in fields(PushOptions):
             # The card names the repository.
-            if declared.name != "repo_id" and _is_given(context, declared.name):
+            # A variable may be there for other commands.
+            source = context.get_parameter_source(declared.name)
+            if declared.name != "repo_id" and source is click.core.ParameterSource.COMMANDLINE:
                 raise UsageError(f"{flag_of(declared)} cannot be used with --no-push")
     return folder
 
 
 def given_push(context: click.Context) -> PushOptions:
     """Return where to publish, checked."""
-    if context.params["repo_id"] is None:
+    if not context.params["repo_id"]:
         raise UsageError("--repo-id is missing", "Give ORG/NAME, or --no-push to stay local.")
     return given(context, PushOptions)

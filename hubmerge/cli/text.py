@@ -37,6 +37,11 @@ def as_text(result: Any) -> str:
     raise NotImplementedError(type(result))
 
 
+def as_line(result: Any) -> str:
+    """Return the one thing that a script wants of a result: its url or path."""
+    return str(getattr(result, "url", getattr(result, "save_dir", ""))) or as_text(result)
+
+
 @as_text.register
 def _(result: PushResult) -> str:
     if result.changed:
@@ -153,6 +158,7 @@ def _(inspection: Inspection) -> str:
         f"stored: {plural(inspection.files, 'file')} by {plural(inspection.ranks, 'rank')}, "
         f"{human_bytes(inspection.file_bytes)}, {inspection.format}",
         *(f"note: {note}" for note in inspection.notes),
+        *(f"damaged: {problem}" for problem in inspection.damaged),
         "",
         f"{'top-level key':<24} {'tensors':>8} {'objects':>8} {'parameters':>18} {'bytes':>10}"
         "  dtypes",

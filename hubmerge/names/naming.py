@@ -225,7 +225,7 @@ def _renamed(names: Collection[str], options: NamingOptions) -> dict[str, str | 
 
 
 def _rename_titan(draft: Draft, config: Mapping[str, Any] | None) -> torchtitan.Family | None:
-    """Put transformers' names for torchtitan's, where the checkpoint has those."""
+    """transformers' names for torchtitan's, where the checkpoint has those."""
     if not torchtitan.is_titan(draft.tensors):
         return None
     label, family = torchtitan.family_of(config)

@@ -88,7 +88,7 @@ class Family:
     without_place: tuple[str, ...] = ()
 
     def name(self, titan_name: str) -> str | None:
-        """Return transformers' name, or None if the family has no such name."""
+        """transformers' name, or None where the family has no such name."""
         layer = _LAYER.fullmatch(titan_name)
         if layer is None:
             return self.names.get(titan_name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.locate import Located
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor, file_extents
-from hubmerge.errors import HubmergeError, NoModelWeightsError
+from hubmerge.errors import DamagedFileError, HubmergeError, NoModelWeightsError
 from hubmerge.names.naming import name_weights
 from hubmerge.names.weights import Naming
 
@@ -37,6 +39,7 @@ class Inspection:
     Attributes:
         layout: whose layout it is and why, or why the names cannot be told.
         names: the first stored keys and the names that they get without a config or base model.
+        damaged: what is wrong with each data file that is missing or too short.
         notes: how the checkpoint was found in the folder that was given, and warnings.
     """
 
@@ -50,6 +53,7 @@ class Inspection:
     names: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
     largest: tuple[dict[str, object], ...]
+    damaged: tuple[str, ...] = ()
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
@@ -68,11 +72,22 @@ def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
         layout="; ".join(filter(None, (located.layout, naming.layout))),
         names=tuple({"key": w.key, "name": w.name} for w in naming.weights[:_FIRST]),
         notes=(*located.notes, *located.warnings, *naming.warnings),
+        damaged=tuple(_damaged_files(checkpoint.folder, files)),
         largest=tuple(
             {"key": t.key, "shape": t.shape, "dtype": t.dtype, "size_bytes": t.size_bytes}
             for t in tensors[:_LARGEST]
         ),
     )
+
+
+def _damaged_files(folder: Path, expected_bytes: dict[str, int]) -> Iterator[str]:
+    """Say of each data file that is missing or too short what is wrong with it."""
+    files = DataFiles(folder)
+    for name, size in expected_bytes.items():
+        try:
+            files.check_sizes({name: size}, lambda *_: None)
+        except DamagedFileError as error:  # noqa: PERF203 - each file is a case of its own
+            yield str(error)
 
 
 def _groups(checkpoint: Checkpoint) -> list[Group]:

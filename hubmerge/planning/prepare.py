@@ -31,6 +31,7 @@ from hubmerge.planning.adapter import AdapterFiles, adapter_assets, find_adapter
 from hubmerge.planning.consistency import reconcile
 from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOptions
 from hubmerge.planning.plan import Plan, PlannedTensor, make_plan
+from hubmerge.progress import SILENT, Progress
 from hubmerge.system.gc_pause import gc_paused
 
 
@@ -48,7 +49,9 @@ class _Known(NamedTuple):
 
 
 @gc_paused()
-def prepare(load_dir: Path, options: PlanOptions) -> tuple[Plan, Assets]:
+def prepare(
+    load_dir: Path, options: PlanOptions, progress: Progress = SILENT
+) -> tuple[Plan, Assets]:
     """Plan the conversion of whatever `load_dir` points at.
 
     No tensor is read but those that the config ties, to be compared, and what is left out although
@@ -59,10 +62,13 @@ def prepare(load_dir: Path, options: PlanOptions) -> tuple[Plan, Assets]:
     """
     assets_dir = Path(options.model_assets_dir) if options.model_assets_dir is not None else None
     wanted, dtype = options.naming, options.dtype or DEFAULT_DTYPE
+    progress.status("Reading checkpoint…")
     located = locate(load_dir, holds_model, ema=wanted.ema)
     checkpoint = read_checkpoint(located.folder)
     if located.is_ema:
         wanted = replace(wanted, ema=False)  # done: no copy inside the checkpoint is meant
+    if assets_dir is not None or wanted.base_model is not None:
+        progress.status("Checking names with transformers…")
     known = _what_is_known(checkpoint, assets_dir, wanted)
     files = AdapterFiles(None, None)
     if has_adapter(checkpoint.tensors) and wanted.mode != "full":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -121,21 +122,25 @@ def test_the_token_is_never_shown(
                 assert hub.token.encode() not in (entry.content or b"")
 
 
-def test_bars_in_a_pipe(hub: Hub, model: Model, tmp_path: Path) -> None:
-    """Progress is lines on stderr, huggingface_hub's own bars are off, --quiet has none."""
-    argv = ["push", "--repo-id", REPO, *model.argv()]
+def test_progress_in_a_pipe(hub: Hub, model: Model, tmp_path: Path) -> None:
+    """Lines with times on stderr, and warnings before them; --quiet leaves warnings and the url."""
+    argv = ["push", str(model.load_dir), REPO, *model.argv()[2:]]
     child = driver.start(argv, hub.env(TMPDIR=str(tmp_path)), tmp_path / "run")
     assert child.wait() == 0
-    lines = child.err.splitlines()
-    assert [line for line in lines if not line.startswith("Warning: ")] == [
-        f"created {hub.url}/{REPO}",
+    warnings = [line for line in child.err.splitlines() if line.startswith("Warning: ")]
+    assert warnings
+    assert child.err.splitlines()[: len(warnings)] == warnings
+    timed = re.findall(r"^\d\d:\d\d:\d\d (.*)$", child.err, re.MULTILINE)
+    assert timed == [
         "converting 47.6 KB in 4 files",
         *(f"uploaded model-{i:05d}-of-00004.safetensors" for i in range(1, 5)),
     ]
+    assert f"created {hub.url}/{REPO}" in child.err.splitlines()
     hub.repos.clear()
     child = driver.start([*argv, "--quiet"], hub.env(TMPDIR=str(tmp_path)), tmp_path / "quiet")
     assert child.wait() == 0
-    assert child.err == ""
+    assert child.err.splitlines() == warnings
+    assert child.out == f"{hub.url}/{REPO}/tree/main\n"
 
 
 # -- several processes -------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_conversion_has_no_bar_for_uploads(tmp_path: Path) -> None:
             shown += piece
     os.close(ours)
     process.communicate()
-    assert b"Converted:" in shown
+    assert b"Converted 100%" in shown
     assert b"Uploaded" not in shown
 
 

@@ -386,7 +386,7 @@ def test_a_truncated_file_is_refused(saved: Saved, data: st.DataObject) -> None:
 
 @pytest.fixture(autouse=True)
 def quiet_torch() -> Any:
-    """Torch warns about its own experimental writers."""
+    """torch warns about its own experimental writers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torch")
         yield

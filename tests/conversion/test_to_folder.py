@@ -141,7 +141,7 @@ def test_what_safetensors_cannot_hold(tensor: torch.Tensor, tmp_path: Path) -> N
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_lazily_conjugated_tensor_is_refused(tmp_path: Path) -> None:
-    """Torch stores the numbers unconjugated with a flag beside; they must not pass as they are."""
+    """torch stores the numbers unconjugated with a flag beside; they must not pass as they are."""
     tensor = torch.randn(4, dtype=torch.complex64).conj()
     save_model_alone(tmp_path / "checkpoint", {"model.rotation": tensor})
     with pytest.raises(hubmerge.HubmergeError, match="conjugated"):

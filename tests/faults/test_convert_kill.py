@@ -25,7 +25,7 @@ from tests.support.faults.conversion import (
 
 
 def test_killed_at_any_call_a_rerun_completes(tmp_path: Path) -> None:
-    """SIGKILL before each call that changes the disk: nothing lies, and the same call resumes."""
+    """kill -9 before each call that changes the disk: nothing lies, and the same call resumes."""
     calls = calls_of_a_run(WRITES, tmp_path / "count")
     for count in range(len(calls)):
         out = tmp_path / str(count)
@@ -40,7 +40,7 @@ def test_killed_at_any_call_a_rerun_completes(tmp_path: Path) -> None:
 
 
 def test_killed_at_any_time_a_rerun_completes(tmp_path: Path) -> None:
-    """SIGKILL at twenty random times."""
+    """kill -9 at twenty random times."""
     wanted()
     dice = random.Random(20)
     killed = 0

@@ -158,7 +158,7 @@ def test_flattened_parameters_are_refused() -> None:
 
 
 def test_an_optimizer_alone_is_refused() -> None:
-    """An `optimizer_0` of accelerate is a checkpoint, but not of a model."""
+    """accelerate's `optimizer_0` is a checkpoint, but not of a model."""
     with pytest.raises(NoModelWeightsError, match=r"optimizer \(1\)"):
         name_weights(checkpoint_of(OPTIMIZER))
 
@@ -276,10 +276,8 @@ WRONG = ("wrapped.", "model.inner.x.")
 
 @pytest.mark.parametrize("reference", ["config", "index", "both"])
 def test_wrong_names_stop_the_run(reference: str, tmp_path: Path) -> None:
-    """A layer renamed by hand is neither the architecture's nor the base model's: exit 3.
-
-    The error has the missing name and the nearest one.
-    """
+    """A layer renamed by hand is neither the architecture's nor the base model's: exit 3, with the
+    missing name and the nearest."""
     model = build("llama")
     weights = model.state_dict()
     weights["model.layers.0.self_attn.query.weight"] = weights.pop(
@@ -347,7 +345,7 @@ def test_the_loaders_verdict(change: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_is_a_warning(tmp_path: Path) -> None:
-    """If transformers cannot judge it, the run goes on and says so."""
+    """transformers cannot judge it: the run goes on and says so."""
     checkpoint = save(tmp_path / "checkpoint", {"model": {"model.a.weight": torch.ones(2)}})
     assets = tmp_path / "assets"
     assets.mkdir()

@@ -233,10 +233,8 @@ def test_shards_like_a_base_model_that_lacks_a_tensor(tmp_path: Path) -> None:
 
 
 def test_a_base_model_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repository's name finds its cached snapshot without a network.
-
-    One that is not cached is told, and the run goes on.
-    """
+    """A repository's name finds its cached snapshot without a network; one that is not cached is
+    told, and the run goes on."""
     snapshot = tmp_path / "hub/models--org--base/snapshots/" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (tmp_path / "hub/models--org--base/refs").mkdir()

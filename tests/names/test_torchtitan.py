@@ -157,7 +157,7 @@ def test_names_and_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
 def test_flame_keeps_transformers_names(prefix: str, tmp_path: Path) -> None:
-    """Flame trains transformers' models in torchtitan's folders: nothing is permuted."""
+    """flame trains transformers' models in torchtitan's folders: nothing is permuted."""
     model = build("llama")
     state = {"model": model.state_dict()} if prefix else dict(model.state_dict())
     save(tmp_path / "exp/checkpoint/step-5", state)

@@ -1,4 +1,4 @@
-"""Fuzz one target: python -m tests.security.fuzz.atheris_run TARGET [LIBFUZZER ARGS].
+"""Fuzz one target: python -m tests.security.fuzz.atheris_run TARGET [LIBFUZZER ARGS]
 
 Needs `pip install atheris`. Starts from `corpus/TARGET`; new inputs go to a folder that can be
 given first, findings to the current one: put those into the corpus. For five minutes:

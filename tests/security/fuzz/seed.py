@@ -1,4 +1,4 @@
-"""Write the honest part of the corpus: python -m tests.security.fuzz.seed."""
+"""Write the honest part of the corpus: python -m tests.security.fuzz.seed"""
 
 from __future__ import annotations
 

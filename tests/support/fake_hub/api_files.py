@@ -24,7 +24,7 @@ MAX_PREUPLOAD, MAX_PATHS = 256, 1000
 
 
 async def preupload(call: Call) -> Response:
-    """POST /api/models/{repo}/preupload/{revision}."""
+    """POST /api/models/{repo}/preupload/{revision}"""
     body = await call.json()
     repo = call.repo("read" if call.flag("create_pr") else "write")
     call.user()
@@ -90,7 +90,7 @@ def _folder_ids(commit: Commit) -> dict[str, str]:
 
 
 async def tree(call: Call) -> Response:
-    """GET /api/models/{repo}/tree/{revision}[/{path}]?recursive&expand, in pages."""
+    """GET /api/models/{repo}/tree/{revision}[/{path}]?recursive&expand, in pages"""
     repo, revision = call.repo(), call.params["revision"]
     commit = repo.resolve(revision)
     ids, folder = _folder_ids(commit), call.params.get("path", "").strip("/")
@@ -107,7 +107,7 @@ async def tree(call: Call) -> Response:
 
 
 async def commits(call: Call) -> Response:
-    """GET /api/models/{repo}/commits/{revision}, in pages."""
+    """GET /api/models/{repo}/commits/{revision}, in pages"""
     repo = call.repo()
     history = list(repo.history(repo.resolve(call.params["revision"]).sha))
     page, headers = _page(call, history, call.hub.page_size)
@@ -137,7 +137,7 @@ def _page(call: Call, items: list[Any], size: int) -> tuple[list[Any], dict[str,
 
 
 async def paths_info(call: Call) -> Response:
-    """POST /api/models/{repo}/paths-info/{revision}; missing paths are left out in silence."""
+    """POST /api/models/{repo}/paths-info/{revision}; missing paths are left out in silence"""
     form, repo = await call.form(), call.repo()
     commit = repo.resolve(call.params["revision"])
     wanted = form.get("paths", [])
@@ -152,7 +152,7 @@ async def paths_info(call: Call) -> Response:
 
 
 async def commit(call: Call) -> Response:
-    """POST /api/models/{repo}/commit/{revision}[?create_pr=1], one at a time for each repo."""
+    """POST /api/models/{repo}/commit/{revision}[?create_pr=1], one at a time for each repo"""
     lines = _lines(await call.body())
     repo = call.repo("read" if call.flag("create_pr") else "write")
     if repo.is_busy:

@@ -55,7 +55,7 @@ def _find(call: Call, repo: Repo) -> Discussion:
 
 
 async def list_discussions(call: Call) -> Response:
-    """GET /api/models/{repo}/discussions?type&status&author."""
+    """GET /api/models/{repo}/discussions?type&status&author"""
     repo, query = call.repo(), call.request.query_params
     kind, status, author = query.get("type", "all"), query.get("status", "all"), query.get("author")
     found = [
@@ -69,7 +69,7 @@ async def list_discussions(call: Call) -> Response:
 
 
 async def create(call: Call) -> Response:
-    """POST /api/models/{repo}/discussions."""
+    """POST /api/models/{repo}/discussions"""
     body, repo = await call.json(), call.repo()
     title = str(body.get("title", "")).strip()
     if not 3 <= len(title) <= 200:
@@ -85,7 +85,7 @@ async def create(call: Call) -> Response:
 
 
 async def details(call: Call) -> Response:
-    """GET /api/models/{repo}/discussions/{num}?diff=1."""
+    """GET /api/models/{repo}/discussions/{num}?diff=1"""
     repo = call.repo()
     discussion = _find(call, repo)
     body = {**_summary(repo, discussion), "events": _events(repo, discussion)}
@@ -99,7 +99,7 @@ async def details(call: Call) -> Response:
 
 
 async def change_status(call: Call) -> Response:
-    """POST /api/models/{repo}/discussions/{num}/status."""
+    """POST /api/models/{repo}/discussions/{num}/status"""
     body, repo = await call.json(), call.repo("write")
     discussion = _find(call, repo)
     if discussion.status == "merged" or body.get("status") not in ("open", "closed"):
@@ -110,7 +110,7 @@ async def change_status(call: Call) -> Response:
 
 
 async def merge(call: Call) -> Response:
-    """POST /api/models/{repo}/discussions/{num}/merge."""
+    """POST /api/models/{repo}/discussions/{num}/merge"""
     repo = call.repo("write")
     repo.merge(_find(call, repo), call.user())
     return JSONResponse({"ok": True})

@@ -23,7 +23,7 @@ def timestamp(seconds: float) -> str:
 
 
 async def whoami(call: Call) -> Response:
-    """GET /api/whoami-v2."""
+    """GET /api/whoami-v2"""
     token = call.token()
     if token is None:
         raise errors.ApiError(401, errors.NOT_LOGGED_IN)
@@ -36,7 +36,7 @@ async def agent_harnesses(_: Call) -> Response:
 
 
 async def create_repo(call: Call) -> Response:
-    """POST /api/repos/create."""
+    """POST /api/repos/create"""
     body, token = await call.json(), call.token()
     namespace = body.get("organization") or (token.user if token else "")
     if body.get("type", "model") != "model":
@@ -54,7 +54,7 @@ async def create_repo(call: Call) -> Response:
 
 
 async def delete_repo(call: Call) -> Response:
-    """DELETE /api/repos/delete."""
+    """DELETE /api/repos/delete"""
     body = await call.json()
     namespace = body.get("organization") or call.user()
     call.params.update(namespace=namespace, name=str(body.get("name")))
@@ -63,7 +63,7 @@ async def delete_repo(call: Call) -> Response:
 
 
 async def settings(call: Call) -> Response:
-    """PUT /api/models/{repo}/settings."""
+    """PUT /api/models/{repo}/settings"""
     body, repo = await call.json(), call.repo("write")
     if "visibility" in body:
         repo.private = body["visibility"] == "private"
@@ -73,7 +73,7 @@ async def settings(call: Call) -> Response:
 
 
 async def auth_check(call: Call) -> Response:
-    """GET /api/models/{repo}/auth-check[/write]."""
+    """GET /api/models/{repo}/auth-check[/write]"""
     if call.path.endswith("/write"):
         call.repo("write")
     else:
@@ -82,7 +82,7 @@ async def auth_check(call: Call) -> Response:
 
 
 async def repo_info(call: Call) -> Response:
-    """GET /api/models/{repo}[/revision/{revision}]."""
+    """GET /api/models/{repo}[/revision/{revision}]"""
     repo = call.repo()
     info = describe(repo, repo.resolve(call.revision or "main"), blobs=call.flag("blobs"))
     wanted = call.request.query_params.getlist("expand")
@@ -136,7 +136,7 @@ def _sibling(path: str, entry: FileEntry, blobs: bool) -> dict[str, Any]:
 
 
 async def refs(call: Call) -> Response:
-    """GET /api/models/{repo}/refs."""
+    """GET /api/models/{repo}/refs"""
     repo = call.repo()
 
     def listed(prefix: str) -> list[dict[str, str]]:
@@ -153,27 +153,27 @@ async def refs(call: Call) -> Response:
 
 
 async def create_branch(call: Call) -> Response:
-    """POST /api/models/{repo}/branch/{branch}."""
+    """POST /api/models/{repo}/branch/{branch}"""
     body, repo = await call.json(), call.repo("write")
     repo.create_branch(call.params["branch"], body.get("startingPoint"))
     return Response("OK", status_code=201)
 
 
 async def delete_branch(call: Call) -> Response:
-    """DELETE /api/models/{repo}/branch/{branch}."""
+    """DELETE /api/models/{repo}/branch/{branch}"""
     call.repo("write").delete_branch(call.params["branch"])
     return Response("OK")
 
 
 async def create_tag(call: Call) -> Response:
-    """POST /api/models/{repo}/tag/{revision}."""
+    """POST /api/models/{repo}/tag/{revision}"""
     body, repo = await call.json(), call.repo("write")
     repo.create_tag(str(body.get("tag", "")), call.params["revision"])
     return Response("OK", status_code=201)
 
 
 async def delete_tag(call: Call) -> Response:
-    """DELETE /api/models/{repo}/tag/{tag}."""
+    """DELETE /api/models/{repo}/tag/{tag}"""
     # One URL pattern for both verbs: what POST calls the revision is here the tag.
     call.repo("write").delete_tag(call.params["revision"])
     return Response("OK")

@@ -87,7 +87,7 @@ def _as_list(value: object) -> list[Any]:
 
 
 async def validate_yaml(call: Call) -> Response:
-    """POST /api/validate-yaml."""
+    """POST /api/validate-yaml"""
     body = await call.json()
     wrong, doubtful = check(str(body.get("content", "")))
     reply = {

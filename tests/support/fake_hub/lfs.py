@@ -133,7 +133,7 @@ def _upload(call: Call) -> Upload:
 
 
 async def batch(call: Call) -> Response:
-    """POST /{repo}.git/info/lfs/objects/batch."""
+    """POST /{repo}.git/info/lfs/objects/batch"""
     body = await call.json()
     # Without a ref the upload is for a pull request, which whoever can read may open.
     revision = body.get("ref", {}).get("name")
@@ -170,7 +170,7 @@ def _plan(call: Call, repo: Repo, item: dict[str, Any], multipart: bool) -> dict
 
 
 async def put(call: Call) -> Response:
-    """PUT of a whole blob."""
+    """PUT of a whole blob"""
     upload = _upload(call)
     path, digest = await call.hub.lfs.receive(call, upload, "basic")
     call.hub.lfs.finish(upload, path, digest)
@@ -178,7 +178,7 @@ async def put(call: Call) -> Response:
 
 
 async def put_part(call: Call) -> Response:
-    """PUT of one part of a blob."""
+    """PUT of one part of a blob"""
     store, upload, number = call.hub.lfs, _upload(call), int(call.params["part"])
     if not 1 <= number <= upload.part_count:
         raise errors.bad_request(f"No part {number}")
@@ -189,7 +189,7 @@ async def put_part(call: Call) -> Response:
 
 
 async def complete(call: Call) -> Response:
-    """POST of the list of parts."""
+    """POST of the list of parts"""
     upload, body = _upload(call), await call.json()
     sent = {part["partNumber"]: part["etag"] for part in body["parts"]}
     if upload.oid in upload.repo.lfs_objects:
@@ -202,7 +202,7 @@ async def complete(call: Call) -> Response:
 
 
 async def verify(call: Call) -> Response:
-    """POST /{repo}.git/info/lfs/objects/verify."""
+    """POST /{repo}.git/info/lfs/objects/verify"""
     body, repo = await call.json(), call.repo("read")
     call.user()
     if body["oid"] not in repo.lfs_objects or call.hub.lfs.size(body["oid"]) != body["size"]:

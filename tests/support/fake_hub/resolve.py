@@ -28,7 +28,7 @@ def _entry(call: Call) -> tuple[Repo, str, FileEntry]:
 
 
 async def resolve(call: Call) -> Response:
-    """GET or HEAD /{repo}/resolve/{revision}/{path}."""
+    """GET or HEAD /{repo}/resolve/{revision}/{path}"""
     repo, sha, entry = _entry(call)
     headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes", "X-Linked-Etag": f'"{entry.oid}"'}
     if entry.sha256 is None:
@@ -51,7 +51,7 @@ def _redirect(status: int, target: str, headers: dict[str, str]) -> Response:
 
 
 async def cached(call: Call) -> Response:
-    """GET or HEAD of a regular file's bytes."""
+    """GET or HEAD of a regular file's bytes"""
     _, sha, entry = _entry(call)
     path = call.hub.spool(entry)
     headers = {"X-Repo-Commit": sha, "ETag": f'"{entry.blob_id}"'}
@@ -59,7 +59,7 @@ async def cached(call: Call) -> Response:
 
 
 async def content(call: Call) -> Response:
-    """GET or HEAD of an LFS blob's bytes, on the storage origin."""
+    """GET or HEAD of an LFS blob's bytes, on the storage origin"""
     entry = call.hub.signed.get(call.params["key"])
     if entry is None:
         raise errors.forbidden("Request has expired")

@@ -161,7 +161,7 @@ def _grant(call: Call, url: str) -> Response:
 
 
 async def write_token(call: Call) -> Response:
-    """GET /api/models/{repo}/xet-write-token/{revision}."""
+    """GET /api/models/{repo}/xet-write-token/{revision}"""
     create_pr = call.flag("create_pr")
     repo = call.repo("read" if create_pr else "write")
     call.user()
@@ -172,7 +172,7 @@ async def write_token(call: Call) -> Response:
 
 
 async def read_token(call: Call) -> Response:
-    """GET /api/models/{repo}/xet-read-token/{revision}."""
+    """GET /api/models/{repo}/xet-read-token/{revision}"""
     repo = call.repo()
     call.hub.accounts.check_content(call.token(), repo)
     repo.resolve(call.params["revision"])

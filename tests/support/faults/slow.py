@@ -1,4 +1,4 @@
-"""The command, so slow at each write (of shards, or `SLOW`) that a test can interrupt it.
+"""The command, so slow at each write (of shards, or `SLOW`) that a test can interrupt it:
 
 SLOW=preadv python -m tests.support.faults.slow ARGS
 """

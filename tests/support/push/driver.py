@@ -95,7 +95,7 @@ def _run(
 
     importlib.reload(constants)  # it reads the environment when it is imported
     from hubmerge.cli import app
-    from hubmerge.cli.progress_bars import Bars
+    from hubmerge.progress_bars import Bars
     from hubmerge.publish import hub
 
     hub.sleep = lambda _: None

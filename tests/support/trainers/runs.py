@@ -49,7 +49,7 @@ def tokens() -> dict[str, torch.Tensor]:
 
 
 def let_accelerate_shard_on_cpus() -> None:
-    """Accelerate takes FSDP for a matter of accelerators, and has no switch for it: told otherwise.
+    """accelerate takes FSDP for a matter of accelerators, and has no switch for it: told otherwise.
 
     Everything after that is its own code: preparing, sharding, saving.
     """
