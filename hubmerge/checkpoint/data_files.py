@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path
 
 from hubmerge.checkpoint.compressed_record import find_in_compressed
+from hubmerge.checkpoint.description import missing_files
 from hubmerge.checkpoint.files import open_inside
 from hubmerge.checkpoint.payload import Payload
 from hubmerge.checkpoint.safetensors_data import Entries, find_entry, read_entries
@@ -135,7 +136,9 @@ class DataFiles:
                 if actual < size:
                     raise DamagedFileError(name, "the file is too short", actual_bytes=actual)
             except DamagedFileError as error:
-                raise error.while_reading(first_key_past(name, actual), size) from None
+                lost = missing_files(self._folder, expected_bytes) if not actual else ""
+                known = DamagedFileError(name, lost) if lost else error
+                raise known.while_reading(first_key_past(name, actual), size) from None
 
     def is_record(self, chunk: Chunk) -> bool:
         """Return whether it is a `torch.save` record; otherwise it is in safetensors data."""

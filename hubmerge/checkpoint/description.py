@@ -7,12 +7,17 @@ but safetensors shards do not say how large a tensor is: there is no more than a
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from hubmerge.errors import CheckpointError
 from hubmerge.formatting import format_list
+
+_OTHER_MACHINE = (
+    "If several machines saved it, each to its own disk, copy all their files into one folder."
+)
 
 GLOBAL_FILE = ".metadata"
 _RANK_FILE = re.compile(r"__(\d+)\.metadata")
@@ -67,13 +72,43 @@ def _shards(paths: list[Path]) -> Iterator[tuple[int, int, int]]:
 
 
 def _refuse_gap(numbers: set[int], first: int, last: int, name: str) -> None:
+    here = sum(first <= number <= last for number in numbers)
+    lost = last - first + 1 - here
+    if lost <= 0:
+        return
     number = first
     while number in numbers:
         number += 1
-    if number <= last:
-        raise CheckpointError(
-            f"{name.format(number)} is missing: the model would not be complete",
-        )
+    more = f" (and {lost - 1:,} more: {here} of {last - first + 1:,} are here)" if lost > 1 else ""
+    raise CheckpointError(
+        f"{name.format(number)} is missing{more}: the model would not be complete", _OTHER_MACHINE
+    )
+
+
+def missing_files(folder: Path, names: Collection[str]) -> str:
+    """Say which data files are not there, and of how many ranks; "" if all are."""
+    missing = [name for name in names if not _exists(folder / name)]
+    if not missing:
+        return ""
+    more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    ranks, lost = _ranks(names), _ranks(names) - _ranks(set(names) - set(missing))
+    if not lost or len(ranks) == 1:
+        return f"the data file is missing{more}"
+    return (
+        f"the data file is missing{more}: nothing of {len(lost):,} of {len(ranks):,} ranks is here "
+        "(written on another machine?)"
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # no filesystem has such a name
+        return False
+
+
+def _ranks(names: Iterable[str]) -> set[int]:
+    return {int(match[1]) for name in names if (match := _DATA_FILE.fullmatch(name))}
 
 
 def warnings_for(paths: list[Path]) -> Iterator[str]:

@@ -118,3 +118,27 @@ def test_the_last_shard_is_lost(tmp_path: Path) -> None:
     warning = next(warning for warning in half.warnings if "the shards of 1 rank;" in warning)
     assert "only a config" in warning
     assert warning in hubmerge.inspect(folder).notes
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        (["__1_0"], r"__1_0\.distcp: the data file is missing: nothing of 1 of 2 ranks is here"),
+        (["__0_0", "__1_0"], r"and 1 more: nothing of 2 of 2 ranks is here .written on another"),
+    ],
+)
+def test_all_lost_ranks_are_counted(lost: list[str], words: str, tmp_path: Path) -> None:
+    """Half of the ranks wrote to another machine's disk: one file's name alone does not say so."""
+    folder = copy_of_checkpoint("llama_fsdp_2", tmp_path)
+    for name in lost:
+        (folder / f"{name}.distcp").unlink()
+    assert_refused(folder, words)
+
+
+def test_all_lost_descriptions_are_counted(tmp_path: Path) -> None:
+    """Each rank describes its own part, and some were written elsewhere."""
+    for rank in range(4):
+        save_as_rank(tmp_path / "saved", rank)
+    for rank in (1, 3):
+        (tmp_path / f"saved/__{rank}.metadata").unlink()
+    assert_refused(tmp_path / "saved", r"__1\.metadata is missing \(and 1 more: 2 of 4 are here\)")
