@@ -78,6 +78,13 @@ class AdapterConfig:
         by_task = _TASK_MODULES.get(str(self.values.get("task_type")), ())
         return (*_texts(self.values.get("modules_to_save")), *by_task)
 
+    @cached_property
+    def token_indices(self) -> list[int]:
+        """The tokens whose rows of an embedding are trained."""
+        indices = self.values.get("trainable_token_indices") or self.values.get("token_indices")
+        rows = indices.values() if isinstance(indices, dict) else [indices]
+        return [i for row in rows if isinstance(row, list) for i in row if type(i) is int]
+
     def trains_tokens_of(self, layer: str) -> bool:
         """Return whether the config names a layer as one of which rows are trained."""
         indices = self.values.get("trainable_token_indices")
@@ -145,6 +152,11 @@ class Selection(NamedTuple):
 def has_adapter(names: Collection[str]) -> bool:
     """Return whether one of these is the name of a tensor of a PEFT adapter."""
     return any(ANY_TUNER.find(name) or has_unsupported_mark(name) for name in names)
+
+
+def may_hold_adapter(keys: Collection[str]) -> bool:
+    """Return whether an adapter's config is to be looked for, be its names PEFT's or not."""
+    return has_adapter(keys) or any(".lora_" in key for key in keys)
 
 
 def select(tensors: Mapping[str, StoredTensor], spec: AdapterSpec) -> Selection:

@@ -15,8 +15,12 @@ from hubmerge.hf_format.asset_names import CONFIG
 from hubmerge.hf_format.assets import MAX_JSON_BYTES, Asset, Assets, collect_assets
 from hubmerge.hf_format.filenames import ADAPTER_CONFIG
 from hubmerge.names.adapter import AdapterConfig, AdapterSpec
+from hubmerge.names.adapter_check import check_adapter
+from hubmerge.names.architecture import UnknownArchitectureError, load_architecture
+from hubmerge.names.naming import ModelSpec
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import find_base_model, is_on_hub
+from hubmerge.planning.plan import Plan
 
 # An adapter's repository has the config of PEFT, not that of a model.
 _NOT_FOR_ADAPTERS = frozenset({CONFIG, "generation_config.json"})
@@ -148,3 +152,36 @@ def adapter_assets(files: AdapterFiles, assets_dir: Path | None) -> Assets:
         "nobody can load the adapter by its own name; correct it there, and push again"
     )
     return Assets((*kept, files.config), None, (unknown,))
+
+
+def check_adapter_plan(
+    plan: Plan, files: AdapterFiles, truth: ModelSpec, options: NamingOptions
+) -> list[str]:
+    """Check an adapter's names and shapes against its base model, if that is at hand.
+
+    Returns:
+        Warnings: what could not be checked, and what the base model lacks.
+
+    Raises:
+        CheckpointError: PEFT would not load the adapter whole.
+    """
+    config = files.spec.config
+    if config is None or not options.check_model:
+        return []
+    if files.base is None:
+        return [
+            "the adapter is not checked against its base model, whose config is not at hand; give "
+            "that model's folder, or its repository if it is in the local cache, as --base-model"
+        ]
+    architecture = truth.architecture
+    if truth.config != files.base.config:
+        try:
+            architecture = load_architecture(
+                files.base, trust_remote_code=options.trust_remote_code
+            )
+        except UnknownArchitectureError as error:
+            return [f"the adapter is not checked: transformers cannot build its base ({error})"]
+    if architecture is None:  # which has been said
+        return []
+    shapes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
+    return check_adapter(shapes, config, architecture, files.spec.base_rows)

@@ -19,7 +19,7 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import Assets, collect_assets
-from hubmerge.names.adapter import has_adapter
+from hubmerge.names.adapter import may_hold_adapter
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.loader_check import check_with_loader
 from hubmerge.names.mtp import is_mtp, promised_mtp
@@ -27,7 +27,12 @@ from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import differences, find_base_model, read_reference
 from hubmerge.names.weights import Naming
-from hubmerge.planning.adapter import AdapterFiles, adapter_assets, find_adapter_files
+from hubmerge.planning.adapter import (
+    AdapterFiles,
+    adapter_assets,
+    check_adapter_plan,
+    find_adapter_files,
+)
 from hubmerge.planning.consistency import reconcile
 from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOptions
 from hubmerge.planning.plan import Plan, PlannedTensor, make_plan
@@ -71,7 +76,7 @@ def prepare(
         progress.status("Checking names with transformers…")
     known = _what_is_known(checkpoint, assets_dir, wanted)
     files = AdapterFiles(None, None)
-    if has_adapter(checkpoint.tensors) and wanted.mode != "full":
+    if may_hold_adapter(checkpoint.tensors) and wanted.mode != "full":
         files = find_adapter_files(located.folder, load_dir, assets_dir, wanted)
     truth = replace(known.truth, adapter=files.spec)
     naming = name_weights(checkpoint, wanted, truth, dtype)
@@ -85,6 +90,8 @@ def prepare(
         notes=(*located.notes, *_folders_of(located)),
     )
     if plan.is_adapter:
+        warnings = check_adapter_plan(plan, files, known.truth, wanted)
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
         return plan, adapter_assets(files, assets_dir)
     assets = reconcile(
         collect_assets(assets_dir, plan.main_dtype),

@@ -19,7 +19,7 @@ from hubmerge.names.options import NamingOptions
 from hubmerge.names.peft_tuners import TUNERS, UNSUPPORTED
 from tests.support.trainers.adapters import KINDS, adapted, base, config_of, pairs, trainable
 from tests.support.trainers.models import logits
-from tests.support.trainers.saves import State, save
+from tests.support.trainers.saves import State, save, save_config
 
 ADAPTER = "adapter_model.safetensors"
 ROOT = "base_model.model."
@@ -28,13 +28,15 @@ STEM = f"{ROOT}model.layers.0.self_attn.q_proj"
 
 def published(tmp_path: Path, state: Any, config: Any, **naming: Any) -> State:
     """The tensors of the adapter that hubmerge makes of a state dict and PEFT's config."""
-    checkpoint = save(tmp_path / "checkpoint", {"model": state})
+    checkpoint = save(tmp_path / "checkpoint", {"model": dict(state)})
     if isinstance(config, dict):
         (checkpoint / "adapter_config.json").write_text(json.dumps(config))
     elif config is not None:
         config.save_pretrained(str(checkpoint))
     options = NamingOptions(**naming)
-    hubmerge.convert(checkpoint, tmp_path / "out", dtype="auto", naming=options)
+    result = hubmerge.convert(checkpoint, tmp_path / "out", dtype="auto", naming=options)
+    assert ("base_model" in naming) == (not any("not checked" in w for w in result.warnings))
+    assert not any("could not be asked" in w for w in result.warnings)
     return load_file(tmp_path / "out" / ADAPTER)
 
 
@@ -50,9 +52,15 @@ def loaded_logits(model: Any, folder: Path) -> torch.Tensor:
     return logits(PeftModel.from_pretrained(model, folder).eval())
 
 
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the base model's config."""
+    return str(save_config(tmp_path_factory.mktemp("base"), base()))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_belongs_to_an_adapter(kind: str, tmp_path: Path) -> None:
+def test_what_belongs_to_an_adapter(kind: str, base_dir: str, tmp_path: Path) -> None:
     """Of a whole model and of what was trained: PEFT's names and values, and the same logits."""
     from peft import get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -63,7 +71,8 @@ def test_what_belongs_to_an_adapter(kind: str, tmp_path: Path) -> None:
     wanted = logits(model)
     for name, state in (("whole", model.state_dict()), ("trainable", trainable(model))):
         embeddings: Any = "auto" if name == "whole" else False
-        ours = published(tmp_path / name, state, model.peft_config["default"])
+        config = model.peft_config["default"]
+        ours = published(tmp_path / name, state, config, base_model=base_dir)
         assert same(ours, get_peft_model_state_dict(model, save_embedding_layers=embeddings))
         assert torch.equal(loaded_logits(base(), tmp_path / name / "out"), wanted)
 
@@ -187,8 +196,9 @@ def test_a_resized_embedding_is_saved(resized: bool, tmp_path: Path) -> None:
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     theirs = get_peft_model_state_dict(model)
     assert (f"{ROOT}lm_head.weight" in theirs) == resized
-    naming = {"base_model": str(tmp_path / "base"), "check_model": False}
-    assert same(published(tmp_path, model.state_dict(), config_of("lora"), **naming), theirs)
+    config = config_of("lora")
+    ours = published(tmp_path, model.state_dict(), config, base_model=str(tmp_path / "base"))
+    assert same(ours, theirs)
 
 
 def test_kinds_that_cannot_be_published(tmp_path: Path) -> None:
