@@ -37,7 +37,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lokr": ("LOKR", {"r": 1, "decompose_both": True, "decompose_factor": 4, **_Q}),
     "trainable_tokens": ("TRAINABLE_TOKENS", {"token_indices": [1, 3]}),
     "ln_tuning": ("LN_TUNING", {"target_modules": ["input_layernorm"]}),
-    "boft": ("BOFT", {"boft_block_size": 4, **_Q}),
     "glora": ("GLORA", {"r": 2, **_Q}),
     "randlora": ("RANDLORA", {"r": 2, **_Q}),
     "pvera": ("PVERA", {"r": 2, **_Q}),
