@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NET_SECONDS = 120
-"""Far more than anything takes on a busy machine, and less than pytest's own limit."""
+"""Far more than anything takes on a busy machine, and far less than the limit of pytest."""
 
 ENDLESS_SECONDS = 600
 """For what nobody may wait for."""
