@@ -70,6 +70,11 @@ def _public(function: F) -> F:
 def inspect(load_dir: str | Path) -> Inspection:
     """Describe the checkpoint in `load_dir`, without torch and without reading its data.
 
+    Example:
+        >>> import hubmerge
+        >>> [group.key for group in hubmerge.inspect("runs/my-run").groups]
+        ['model', 'optimizer']
+
     Raises:
         NotACheckpointError, CheckpointError, UnsafeInputError: it cannot be described.
     """
@@ -91,6 +96,12 @@ def plan(
     naming: NamingOptions = DEFAULT_NAMING,
 ) -> tuple[Plan, Assets]:
     """Return what `convert` and `push` would write; see `PlanOptions`.
+
+    Example:
+        >>> import hubmerge
+        >>> plan, assets = hubmerge.plan("runs/my-run", dtype="float16")
+        >>> [shard.filename for shard in plan.shards]
+        ['model.safetensors']
 
     No tensor is read but those that the config ties, and they only to be compared.
     """
@@ -154,6 +165,12 @@ def convert(
 
     The folder is exactly what `push` would publish.
 
+    Example:
+        >>> import hubmerge
+        >>> result = hubmerge.convert("runs/my-run", "my-model", shard_size="5GB")
+        >>> result.save_dir.name
+        'my-model'
+
     Args:
         load_dir: the folder with `.metadata` and the data files; never modified, but for
             `save_dir` if that is inside it.
@@ -208,6 +225,12 @@ def push(
 ) -> PushResult:
     """Convert a distributed checkpoint and publish it on the Hub in one atomic commit.
 
+    Example:
+        >>> import hubmerge
+        >>> result = hubmerge.push("runs/my-run", "my-org/my-model", private=True)
+        >>> result.revision, result.changed
+        ('main', True)
+
     Args:
         load_dir: as in `convert`.
         repo_id: ``ORG/NAME``; created if missing.
@@ -256,6 +279,11 @@ def verify(
     naming: NamingOptions = DEFAULT_NAMING,
 ) -> VerifyResult:
     """Hold a folder or a repository against the checkpoint that it was made from.
+
+    Example:
+        >>> import hubmerge
+        >>> hubmerge.verify("runs/my-run", repo_id="my-org/my-model").differences
+        ()
 
     Every shard's sha256 is computed from the checkpoint; nothing is written, and of a repository
     only its listing and its config are read.

@@ -63,6 +63,11 @@ _OTHER_WEIGHTS = (
         "Convert it with torch_checkpointing.hf.consolidate_hf_safetensors_checkpoint, or save "
         "with dcp.save.",
     ),
+    _Foreign(
+        "a model that is already in safetensors",
+        re.compile(r"(model|adapter_model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors"),
+        "Nothing has to be converted: hf upload ORG/NAME FOLDER",
+    ),
 )
 
 

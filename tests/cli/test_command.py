@@ -48,6 +48,80 @@ def test_what_only_a_push_does_needs_a_push(option: list[str], tmp_path: Path) -
     assert f"{option[0]} cannot be used with --no-push" in done.stderr
 
 
+def test_positionals_are_the_options(tmp_path: Path) -> None:
+    """`hubmerge push RUN ORG/NAME`, as `hf upload`; what is given twice or too much is refused."""
+    arguments = ["--no-push", "--save-dir", tmp_path / "out", "--quiet"]
+    done = run("push", source(), "a/b", *arguments)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")
+    assert "a/b" in (tmp_path / "out" / "README.md").read_text()
+    for wrong, said in (
+        (["push", source(), "a/b", "c"], "unexpected argument 'c'"),
+        (["push", source(), "--load-dir", "x", "a/b"], "--load-dir 'x': was given as"),
+        (["push"], "--load-dir is missing"),
+        (["push", source()], "--repo-id is missing"),
+    ):
+        refused = run(*wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
+def test_variables_are_options(tmp_path: Path) -> None:
+    """HUBMERGE_*; the command line comes first, and a list has one entry a line."""
+    variables = {"HUBMERGE_SHARD_SIZE": "1KB", "HUBMERGE_DTYPE": "nothing",
+                 "HUBMERGE_EXCLUDE": "never\nthis", "HUBMERGE_TAG": "of-a-push"}  # fmt: skip
+    arguments = ["push", source(), "--no-push", "--save-dir", tmp_path / "out", "--dtype", "fp32"]
+    done = run(*arguments, "--dry-run", "--json", **variables)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["files"]) > 3
+    wrong = run("push", source(), "--no-push", HUBMERGE_EXCLUDE="(", HUBMERGE_DTYPE="bf16")
+    assert (wrong.returncode, "--exclude '('" in wrong.stderr) == (2, True)
+
+
+def test_errors_are_json_too() -> None:
+    """A program reads on stdout what a person reads on stderr."""
+    for arguments, code in ((["push", "nowhere", "a/b"], 3), (["push", "--bogus"], 2)):
+        done = run(*arguments, "--json")
+        error = json.loads(done.stdout)["error"]
+        assert (done.returncode, error["exit_code"]) == (code, code)
+        assert f"Error: {error['message']}" in done.stderr
+        assert f"Hint: {error['hint']}" in done.stderr
+
+
+def test_help_has_groups_examples_and_defaults() -> None:
+    """Each group of options has its title."""
+    shown = run("push", "--help").stdout
+    for title in ("Checkpoint:", "Where to publish:", "Names, precision and layout:", "Examples:"):
+        assert f"\n{title}\n" in shown
+    assert "[default: bfloat16]" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """The script that a shell evaluates, and what it then asks for."""
+    assert "_HUBMERGE_COMPLETE" in run("completion", shell).stdout
+    words = {"COMP_WORDS": "hubmerge push --dtype b", "COMP_CWORD": "3"}
+    asked = run(_HUBMERGE_COMPLETE="bash_complete", **words)
+    assert "bfloat16" in asked.stdout
+
+
+def test_inspect_looks_at_the_data_files(tmp_path: Path) -> None:
+    """What is missing or short is said, and it is exit 3; what can be told is told."""
+    folder = damaged(tmp_path)
+    os.truncate(folder / DATA_FILE, 10)
+    done = run("inspect", folder)
+    assert done.returncode == 3
+    assert f"damaged: {DATA_FILE}: the file is too short" in done.stdout
+    assert done.stderr.startswith(f"Error: {DATA_FILE}: the file is too short")
+
+
+def test_a_folder_of_safetensors_is_told(tmp_path: Path) -> None:
+    """What needs no conversion is uploaded with the Hub's own command."""
+    assert run(*push(source(), tmp_path / "out")).returncode == 0
+    done = run("push", tmp_path / "out", "a/b")
+    assert done.returncode == 3
+    assert "already in safetensors" in done.stderr
+    assert "hf upload" in done.stderr
+
+
 def test_a_shard_size_of_any_length_is_one(tmp_path: Path) -> None:
     """Larger than any float, and larger than the model."""
     done = run(*push(source(), tmp_path / "out", "--shard-size", "9" * 400))
