@@ -85,12 +85,14 @@ class AdapterConfig:
         rows = indices.values() if isinstance(indices, dict) else [indices]
         return [i for row in rows if isinstance(row, list) for i in row if type(i) is int]
 
-    def trains_tokens_of(self, layer: str) -> bool:
-        """Return whether the config names a layer as one of which rows are trained."""
+    def trains_tokens_of(self, layer: str, is_tied: bool) -> bool:
+        """Return whether rows of this layer are trained, and not only those of its embedding."""
         indices = self.values.get("trainable_token_indices")
-        if isinstance(indices, dict):
-            return any(layer.endswith(name) for name in indices)
-        return layer.rpartition(".")[2] not in _HEADS
+        if not isinstance(indices, dict):
+            return layer.rpartition(".")[2] not in _HEADS
+        own = [rows for name, rows in indices.items() if layer.endswith(name)]
+        others = [rows for name, rows in indices.items() if not layer.endswith(name)]
+        return bool(own) and not (is_tied and own[0] in others)
 
     def saves_base_of(self, module: str) -> bool:
         """Return whether PEFT saves the base weight of an embedding with the adapter of it."""
@@ -125,10 +127,12 @@ class AdapterSpec:
     Attributes:
         config: its config; None if there is none.
         base_rows: rows of the base model's embedding; None if its config is not at hand.
+        tied: names of the base model's weights that are another's, as a head is the embedding's.
     """
 
     config: AdapterConfig | None = None
     base_rows: int | None = None
+    tied: frozenset[str] = frozenset()
 
 
 NO_ADAPTER = AdapterSpec()
@@ -167,7 +171,7 @@ def select(tensors: Mapping[str, StoredTensor], spec: AdapterSpec) -> Selection:
             cannot publish.
     """
     _check_supported(tensors, spec.config)
-    names = _Names(spec.config or AdapterConfig())
+    names = _Names(spec.config or AdapterConfig(), spec.tied)
     for name in tensors:
         names.add(name)
     if len(names.adapters) > 1:
@@ -184,14 +188,17 @@ def select(tensors: Mapping[str, StoredTensor], spec: AdapterSpec) -> Selection:
     unexplained = []
     for full, name in names.others.items():
         is_resized = spec.base_rows is not None and tensors[name].shape[:1] != (spec.base_rows,)
-        is_kept = _is_embedding(full) and (is_resized or not holds_base)
-        if not holds_base and not (is_kept and spec.config):
+        # Names without an adapter's name were chosen by PEFT, which may have been told to.
+        is_chosen = not holds_base and not names.adapters
+        is_kept = _is_embedding(full) and (is_resized or is_chosen)
+        is_alias = full.removeprefix(ROOT) in spec.tied
+        if not holds_base and not is_alias and not (is_kept and spec.config):
             unexplained.append(name)
             is_kept = spec.config is None
         if is_kept:
             names.own.append((full, name))
         else:
-            names.left_out[name] = _OF_BASE if holds_base else _UNNAMED
+            names.left_out[name] = _OF_BASE if holds_base or is_alias else _UNNAMED
     stored = _by_name(names.own)
     _check_pairs(stored)
     return Selection(stored, names.left_out, unexplained)
@@ -208,8 +215,9 @@ class _Names:
         layers: the names of layers that have an adapter.
     """
 
-    def __init__(self, config: AdapterConfig) -> None:
+    def __init__(self, config: AdapterConfig, tied: Collection[str]) -> None:
         self._config = config
+        self._tied_layers = {name.rpartition(".")[0] for name in tied}
         tuner = TUNERS.get(config.peft_type)
         tuners = [tuner] if tuner else list(TUNERS.values())
         self._marks = Marks(tuners)
@@ -256,7 +264,8 @@ class _Names:
             if self._config.bias == "all" and full.endswith(".bias"):
                 yield _without_adapter(full, match[2]), match[2]  # as PEFT does
         elif match := _TOKENS.fullmatch(full):
-            is_tied = not self._config.trains_tokens_of(match[1])
+            layer = match[1].removeprefix(ROOT)
+            is_tied = not self._config.trains_tokens_of(layer, layer in self._tied_layers)
             yield "" if is_tied else f"{match[1]}.token_adapter.trainable_tokens_delta", match[2]
         elif mark := self._marks.find(full):
             self.layers.add(mark.layer)
@@ -356,8 +365,8 @@ def warnings_for(selection: Selection, config: AdapterConfig | None) -> Iterator
         )
     elif names:
         yield (
-            f"left out {several}: adapter_config.json does not name them; if they were trained, "
-            "add their modules to modules_to_save there"
+            f"left out {several}: adapter_config.json does not name what they belong to; what of "
+            "it was trained can be added to modules_to_save there"
         )
 
 

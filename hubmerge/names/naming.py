@@ -92,7 +92,8 @@ def name_weights(
     if options.mode == "lora" and not is_adapter:
         raise NoModelWeightsError("--mode lora: there is no adapter in this checkpoint")
     if is_adapter and options.mode != "full":
-        naming = _name_adapter(draft, options, truth.adapter)
+        tied = frozenset(truth.architecture.ties if truth.architecture else ())
+        naming = _name_adapter(draft, options, replace(truth.adapter, tied=tied))
     else:
         if is_adapter:
             draft.rename({name: adapter.base_name(name) for name in draft.tensors}, "adapter")

@@ -26,7 +26,7 @@ class NamingOptions(Options):
         rename: ``REGEX=>NEW`` rules, applied in order to each name after wrappers are stripped.
         experts: ``fused`` leaves stacked experts as stored, ``split`` gives each its own tensors.
         mode: ``lora`` publishes only the adapter, ``full`` only the model.
-        adapter_config_path: the `adapter_config.json` of a LoRA run.
+        adapter_config_path: the `adapter_config.json` of a PEFT run.
         like_base_shards: give each tensor the file that it has in the base model.
         keep_dtype: regexes of names that keep the dtype they are stored in.
         float32: names of the model that are float32 whatever the rest is cast to; a push records
@@ -63,11 +63,11 @@ class NamingOptions(Options):
         choices=EXPERTS,
     )
     mode: str = option(
-        "auto", "Publish the full model or the LoRA adapter; auto looks for one.", choices=MODES
+        "auto", "Publish the full model or the PEFT adapter; auto looks for one.", choices=MODES
     )
     adapter_config_path: str | Path | None = option(
         None,
-        "The adapter_config.json of a LoRA run.",
+        "The adapter_config.json of a PEFT run.",
         metavar="FILE",
         if_unset="in the assets, or beside the checkpoint",
     )

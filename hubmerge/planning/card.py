@@ -21,6 +21,7 @@ from hubmerge.formatting import human_bytes
 from hubmerge.hf_format.asset_names import is_tokenizer
 from hubmerge.hf_format.assets import Assets
 from hubmerge.hf_format.filenames import ADAPTER_CONFIG, INDEX_NAME
+from hubmerge.names.peft_tuners import TUNERS
 from hubmerge.names.reference import REPO_ID, is_on_hub
 from hubmerge.planning.plan import Plan
 
@@ -117,14 +118,16 @@ class _About:
 
 def _about(plan: Plan, assets: Assets, options: CardOptions) -> _About:
     config = assets.config or {}
+    tags = ["hubmerge"]
     if plan.is_adapter:
         found = [asset for asset in assets.files if asset.name == ADAPTER_CONFIG]
         config = json.loads(found[0].read()) if found else {}
+        tags += ["lora"] if _kind(config) == "LoRA" else []
     base_model = options.base_model or _base_model(config)
     auto_class = _adapter_class(config) if plan.is_adapter else _auto_class(config)
     metadata: dict[str, Any] = {
         "library_name": "peft" if plan.is_adapter else "transformers",
-        "tags": ["hubmerge", "lora"] if plan.is_adapter else ["hubmerge"],
+        "tags": tags,
     }
     if base_model and is_on_hub(base_model):
         metadata["base_model"] = base_model
@@ -163,6 +166,13 @@ def _fill_in(text: str, metadata: dict[str, Any]) -> str:
         card.data[name] = value
     body = text[header.end() :] if header else "\n\n" + text
     return f"---\n{card.data.to_yaml()}\n---{body}"
+
+
+def _kind(config: dict[str, Any]) -> str:
+    """The kind of an adapter, as PEFT's documentation spells it."""
+    kind = str(config.get("peft_type", "LORA")).upper()
+    spelled = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "VERA": "VeRA", "LOHA": "LoHa", "LOKR": "LoKr"}
+    return spelled.get(kind, kind.replace("_", " ") if kind in TUNERS else "PEFT")
 
 
 def _adapter_class(config: dict[str, Any]) -> str:
@@ -217,7 +227,9 @@ def _summary(plan: Plan, about: _About) -> str:
     link = f"[{base}](https://huggingface.co/{base})"
     parameters = f"{plan.total_parameters:,} parameters"
     if plan.is_adapter:
-        return f"A LoRA adapter with {parameters}" + (f" for {link}." if base else ".")
+        kind = _kind(about.config)
+        article = "An" if kind[0] in "AIO" else "A"
+        return f"{article} {kind} adapter with {parameters}" + (f" for {link}." if base else ".")
     names = about.config.get("architectures")
     kind = f"`{names[0]}`" if isinstance(names, list) and names else "model"
     return f"A {kind} with {parameters}" + (f", trained from {link}." if base else ".")

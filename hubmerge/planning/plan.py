@@ -116,7 +116,7 @@ class Plan:
 
     @cached_property
     def is_adapter(self) -> bool:
-        """Is it a LoRA adapter, to be loaded by PEFT, and no whole model?"""
+        """Return whether this is an adapter, to be loaded by PEFT, and no whole model."""
         return self.shards[0].filename == ADAPTER_NAME
 
     @cached_property

@@ -209,3 +209,33 @@ def test_kinds_that_cannot_be_published(tmp_path: Path) -> None:
         published(tmp_path, model | state, {"peft_type": "PROMPT_TUNING"})
     with pytest.raises(CheckpointError, match="has no tensor of that kind"):
         published(tmp_path / "other", pairs(), {"peft_type": "IA3"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("indices", [[1, 2], {"embed_tokens": [1, 2], "lm_head": [1, 2]}])
+def test_tied_weights_are_not_saved_twice(indices: Any, tmp_path: Path) -> None:
+    """A head shares the embedding's trained rows, under a name of its own; PEFT saves one."""
+    from peft import get_peft_model_state_dict
+
+    base_dir = str(save_config(tmp_path / "base", base(tie_word_embeddings=True)))
+    model = adapted(
+        base(tie_word_embeddings=True), config_of("lora", trainable_token_indices=indices)
+    )
+    theirs = get_peft_model_state_dict(model)
+    config = model.peft_config["default"]
+    for name, state in (("whole", model.state_dict()), ("trainable", trainable(model))):
+        assert same(published(tmp_path / name, state, config, base_model=base_dir), theirs)
+
+
+def test_a_frozen_head_that_is_tied_is_left_out(tmp_path: Path) -> None:
+    """torch leaves it in a state dict without frozen parameters: it has two names there."""
+    tied = base(tie_word_embeddings=True)
+    base_dir = str(save_config(tmp_path / "base", tied))
+    model = adapted(tied, config_of("lora"))
+    state = trainable(model)
+    assert f"{ROOT}lm_head.weight" in state
+    ours = published(tmp_path, state, model.peft_config["default"], base_model=base_dir)
+    assert all("lora_" in name for name in ours)
+    naming = NamingOptions(base_model=base_dir)
+    planned, _ = hubmerge.plan(tmp_path / "checkpoint", naming=naming)
+    assert not planned.warnings

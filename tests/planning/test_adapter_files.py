@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import hubmerge
 from hubmerge.errors import UnsafeInputError, UsageError
@@ -99,3 +100,17 @@ def test_what_lies_beside_a_checkpoint_is_not_trusted(kind: str, tmp_path: Path)
             file.truncate(2**30)
     with pytest.raises(UnsafeInputError):
         hubmerge.plan(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("LORA", "A LoRA adapter"), ("IA3", "An IA3 adapter"), ("<b>", "A PEFT")]
+)
+def test_the_card_says_what_the_adapter_is(kind: str, words: str, tmp_path: Path) -> None:
+    """Of the kind that its config names, if that is one of PEFT's; `lora` is a tag of LoRA."""
+    names = pairs() if kind != "IA3" else {"base_model.model.a.ia3_l.default": torch.ones(4, 1)}
+    checkpoint = save(tmp_path / "c", {"model": names})
+    (checkpoint / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    hubmerge.convert(checkpoint, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert words in card
+    assert ("- lora" in card) == (kind == "LORA")
