@@ -128,7 +128,7 @@ def test_neither_or_both_places_is_a_usage_error(checkpoint: Path) -> None:
 def test_a_repository_needs_only_the_checkpoint(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     """The commit says how it was pushed, so verify needs no option, and downloads no shard."""
     push = ["push", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
-    push += ["--shard-size", str(SHARD_SIZE), "--dtype", "float16"]
+    push += ["--no-config", "--shard-size", str(SHARD_SIZE), "--dtype", "float16"]
     pushed = command(*push, env=hub.env())
     assert pushed.returncode == 0, pushed.stderr
     hub.log.clear()
@@ -142,7 +142,10 @@ def test_a_repository_needs_only_the_checkpoint(hub: Hub, checkpoint: Path, tmp_
 def test_a_repository_that_was_changed_is_found_out(hub: Hub, checkpoint: Path) -> None:
     """A card that somebody edited and a shard that somebody deleted are both named; exit 8."""
     push = ["push", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
-    assert command(*push, "--shard-size", str(SHARD_SIZE), env=hub.env()).returncode == 0
+    assert (
+        command(*push, "--no-config", "--shard-size", str(SHARD_SIZE), env=hub.env()).returncode
+        == 0
+    )
     shard = "model-00001-of-00003.safetensors"
     hub.commit("alice/model", {"README.md": b"# mine", shard: None}, "main")
     verify = ["verify", "--load-dir", str(checkpoint), "--repo-id", "alice/model", "--quiet"]
@@ -165,7 +168,7 @@ def test_a_repository_without_a_record_is_refused(hub: Hub, checkpoint: Path) ->
 
 def push(checkpoint: Path, **options: Any) -> None:
     """Push to `REPO` from Python."""
-    hubmerge.push(checkpoint, REPO, shard_size=SHARD_SIZE, **options)
+    hubmerge.push(checkpoint, REPO, shard_size=SHARD_SIZE, no_config=True, **options)
 
 
 @pytest.fixture
@@ -200,7 +203,7 @@ def test_what_a_base_model_in_a_folder_decided_is_said(
         tmp_path / "model.safetensors",
     )
     naming = NamingOptions(base_model=str(tmp_path))
-    hubmerge.push(checkpoint, REPO, naming=naming)
+    hubmerge.push(checkpoint, REPO, naming=naming, no_config=True)
     assert hubmerge.verify(checkpoint, repo_id=REPO, naming=naming).differences == ()
     without = hubmerge.verify(checkpoint, repo_id=REPO)
     assert without.differences
@@ -304,7 +307,7 @@ def test_what_a_loader_would_take_first_is_a_difference(
     name: str, api: HfApi, naps: list[float], checkpoint: Path, tmp_path: Path
 ) -> None:
     """An adapter's config beside a model changes what is loaded, though no file of it changed."""
-    hubmerge.push(checkpoint, REPO)
+    hubmerge.push(checkpoint, REPO, no_config=True)
     api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id=REPO)
     api.upload_file(path_or_fileobj=b"x", path_in_repo="notes/a.txt", repo_id=REPO)
     hubmerge.convert(checkpoint, tmp_path / "out")
@@ -347,7 +350,7 @@ def test_a_config_that_was_there_before_is_not_used(
     """A push without assets leaves the repository's own config, which then decided nothing."""
     api.create_repo(REPO)
     api.upload_file(path_or_fileobj=content, path_in_repo="config.json", repo_id=REPO)
-    hubmerge.push(model.load_dir, REPO)
+    hubmerge.push(model.load_dir, REPO, no_config=True)
     result = hubmerge.verify(model.load_dir, repo_id=REPO)
     assert result.differences == ()
     assert "config.json" in result.unchecked

@@ -171,7 +171,7 @@ def dtype_of(tensor: StoredTensor) -> DType:
         reason = "has no safetensors form" if is_known else "is not known"
         raise CheckpointError(
             f"{tensor.key!r} is stored as {tensor.dtype} {tensor.shape}, which {reason}",
-            "Leave it out with --exclude if it is no weight of the model.",
+            "Save it in an element type that safetensors has.",
         )
     return dtype
 

@@ -99,7 +99,7 @@ def read_pickle(data: bytes, chunk: Chunk, dtype: DType, label: str) -> Layout:
     if any(value for flags in args[6:] for _, value in pairs(flags) or ()):
         raise CheckpointError(
             f"{label}: a tensor in it is a conjugated or negated view, which is not supported",
-            "Save it with resolve_conj() and resolve_neg(), or leave it out with --exclude.",
+            "Save it with resolve_conj() and resolve_neg().",
         )
     if not (
         isinstance(storage.name, str)

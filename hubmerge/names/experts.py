@@ -69,8 +69,9 @@ def to_hub_layout(
                 )
             if choice is None and not architecture and not known and not warnings:
                 warnings.append(
-                    f"experts are stored stacked ({name!r}) and stay so: give --model-assets-dir, "
-                    "--base-model or --experts for the Hub's layout"
+                    f"experts are stored stacked ({name!r}) and stay so: only a config that "
+                    "transformers knows or --base-model tells the Hub's layout; --experts split "
+                    "gives each its own tensors"
                 )
         if choice is None:
             choice = as_hub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hubmerge.errors import UsageError
 from hubmerge.hf_format.assets import Assets
 from hubmerge.planning.card import CARD, CardOptions, is_ours, small_files
 from hubmerge.planning.options import DEFAULT_PLAN, PlanOptions
@@ -29,6 +30,20 @@ class Publication:
     def warnings(self) -> tuple[str, ...]:
         """What is in doubt, one sentence each."""
         return self.plan.warnings + self.assets.warnings
+
+    def check_config(self) -> None:
+        """Refuse to push a model that nobody can load, unless the user wants that.
+
+        Raises:
+            UsageError: there is no config.
+        """
+        needs_config = not (self.plan.is_adapter or self.options.no_config)
+        if needs_config and self.assets.config is None:
+            raise UsageError(
+                "a model without config.json cannot be loaded from the Hub",
+                "Give the folder that holds it with --model-assets-dir; --no-config pushes the "
+                "weights alone.",
+            )
 
     def small_files(self, readme: str | None = None) -> dict[str, bytes]:
         """Return the content of each file but the shards, in the order in which it is written.

@@ -120,6 +120,7 @@ def push_plan(
         HubmergeError: any other of the tree. The target is then as it was, and the same command
             resumes.
     """
+    publication.check_config()
     plan = publication.plan
     for note in plan.notes:
         progress.note(note)

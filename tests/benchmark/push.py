@@ -79,7 +79,14 @@ def push_sampled(source: Path, staging: Path, env: dict[str, str]) -> tuple[Meas
     """Push, and look at the staging folder all the while; the most bytes it held."""
     remove(staging)
     command = ["-m", "hubmerge", "push", "--load-dir", str(source), "--repo-id", "alice/push"]
-    command += ["--shard-size", PUSH_SHARD_SIZE, "--staging-dir", str(staging), "--json"]
+    command += [
+        "--no-config",
+        "--shard-size",
+        PUSH_SHARD_SIZE,
+        "--staging-dir",
+        str(staging),
+        "--json",
+    ]
     most_bytes = 0
     done = threading.Event()
 

@@ -77,7 +77,7 @@ def test_each_class_of_a_library(library: object, checkpoint: Path, tmp_path: Pa
         "hubmerge.api:locate": [lambda: hubmerge.inspect(checkpoint)],
         "hubmerge.api:prepare": [
             lambda: hubmerge.convert(checkpoint, tmp_path / "never"),
-            lambda: hubmerge.push(checkpoint, REPO),
+            lambda: hubmerge.push(checkpoint, REPO, no_config=True),
             lambda: hubmerge.verify(checkpoint, save_dir=tmp_path),
         ],
         "hubmerge.api:Hub.head": [lambda: hubmerge.verify(checkpoint, repo_id=REPO)],
@@ -101,7 +101,9 @@ PUSH_PLACES = [
 def test_from_a_push(place: str, api: HfApi, naps: list[float], checkpoint: Path) -> None:
     """Raised by the Hub's client, and from our own threads: the branch stays as it was."""
     api.create_repo(REPO)
-    assert_only_ours(lambda: hubmerge.push(checkpoint, REPO, shard_size=3000), place, ALL)
+    assert_only_ours(
+        lambda: hubmerge.push(checkpoint, REPO, shard_size=3000, no_config=True), place, ALL
+    )
     assert len(api.list_repo_commits(REPO)) == 1
 
 
@@ -117,7 +119,7 @@ def test_from_a_verification(
     api: HfApi, naps: list[float], checkpoint: Path, tmp_path: Path
 ) -> None:
     """Of a repository, and of a folder."""
-    hubmerge.push(checkpoint, REPO, shard_size=3000)
+    hubmerge.push(checkpoint, REPO, shard_size=3000, no_config=True)
     for place in VERIFY_PLACES:
         assert_only_ours(lambda: hubmerge.verify(checkpoint, repo_id=REPO), place, ALL)
     hubmerge.convert(checkpoint, tmp_path / "out", shard_size=3000)
@@ -135,7 +137,8 @@ def test_the_command_shows_no_traceback(
 ) -> None:
     """An error and a hint, and a documented exit code."""
     with raised_at("huggingface_hub:HfApi.preupload_lfs_files", error):
-        done = run_here("push", "--repo-id", REPO, "--load-dir", str(checkpoint), "--quiet")
+        argv = ("--repo-id", REPO, "--load-dir", str(checkpoint), "--no-config", "--quiet")
+        done = run_here("push", *argv)
     assert done.code in range(1, 10)
     assert "Error: " in done.err
     assert "Traceback" not in done.err

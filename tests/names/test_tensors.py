@@ -1,4 +1,4 @@
-"""Tied weights, precision, files like the base model's, and transposed or reordered tensors."""
+"""Precision, files like the base model's, and transposed or reordered tensors."""
 
 from __future__ import annotations
 
@@ -32,57 +32,6 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 def written(folder: Path) -> State:
     """All tensors of a model folder."""
     return {n: t for path in folder.glob("*.safetensors") for n, t in load_file(path).items()}
-
-
-def tied_state() -> State:
-    """A tied model's state dict with both names, each in memory of its own."""
-    return {name: tensor.clone() for name, tensor in build("gemma3").state_dict().items()}
-
-
-@pytest.mark.parametrize("change", ["equal", "differs", "last element", "other dtype"])
-def test_a_tied_head(change: str, tmp_path: Path) -> None:
-    """Dropped where its bytes are the embedding's; one that differs stops the run."""
-    state = tied_state()
-    if change == "differs":
-        state[HEAD] = torch.randn_like(state[HEAD])
-    elif change == "last element":
-        state[HEAD][-1, -1] += 1
-    elif change == "other dtype":
-        state[HEAD] = state[HEAD].double()
-    checkpoint = save(tmp_path / "checkpoint", {"model": state})
-    assets = save_config(tmp_path / "assets", build("gemma3"))
-    if change != "equal":
-        with pytest.raises(CheckpointError, match="tied in the config, but they differ"):
-            hubmerge.convert(checkpoint, tmp_path / "out", model_assets_dir=assets)
-        return
-    result = hubmerge.convert(checkpoint, tmp_path / "out", model_assets_dir=assets)
-    assert HEAD not in written(tmp_path / "out")
-    assert {d["key"]: d["reason"] for d in result.dropped} == {
-        f"model.{HEAD}": f"tied to {EMBEDDING} and equal to it"
-    }
-
-
-def test_an_untied_head_is_kept(tmp_path: Path) -> None:
-    """Equal bytes alone are no reason: the config does not tie."""
-    model = build("llama")
-    state = {n: t.clone() for n, t in model.state_dict().items()}
-    state[HEAD] = state[EMBEDDING].clone()
-    checkpoint = save(tmp_path / "checkpoint", {"model": state})
-    assets = save_config(tmp_path / "assets", model)
-    hubmerge.convert(checkpoint, tmp_path / "out", model_assets_dir=assets)
-    assert written(tmp_path / "out").keys() == state.keys()
-
-
-def test_a_tied_head_follows_the_base_model(tmp_path: Path) -> None:
-    """Without a config, a base model that has no head says that an equal one is not wanted."""
-    state = tied_state()
-    base = tmp_path / "base"
-    base.mkdir()
-    save_file({n: t for n, t in state.items() if n != HEAD}, base / "model.safetensors")
-    checkpoint = save(tmp_path / "checkpoint", {"model": state})
-    naming = NamingOptions(base_model=str(base))
-    hubmerge.convert(checkpoint, tmp_path / "out", naming=naming)
-    assert written(tmp_path / "out").keys() == state.keys() - {HEAD}
 
 
 def test_large_tensors_are_compared_whole(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_json_says_what_was_done(hub: Hub, push: Push, model: Model) -> None:
         assert hub.uploaded_bytes == total
 
 
+def test_a_model_without_a_config_is_not_pushed(hub: Hub, push: Push, model: Model) -> None:
+    """Nobody could load it: refused before anything is created, unless it is meant."""
+    argv = ("push", "--load-dir", str(model.load_dir), "--repo-id", REPO)
+    refused = run_here(*argv)
+    assert refused.code == 2
+    assert "--no-config" in refused.err
+    assert not hub.repos
+    assert run_here(*argv, "--no-config").code == 0
+
+
 def test_onto_an_older_model(
     hub: Hub, old_model: Model, push: Push, model: Model, tmp_path: Path
 ) -> None:

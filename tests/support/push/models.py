@@ -32,7 +32,8 @@ class Model:
         """The options that every command has."""
         return [
             "--load-dir", str(self.load_dir), "--model-assets-dir", str(self.assets),
-            "--shard-size", str(shard_size), *more,
+            "--shard-size", str(shard_size),
+            *(() if (self.assets / "config.json").exists() else ("--no-config",)), *more,
         ]  # fmt: skip
 
     def weights(self, shard_size: int = SHARD_SIZE) -> dict[str, bytes]:
