@@ -100,8 +100,14 @@ class Bars(Progress):
             layout = _NARROW_FORMAT if is_narrow else _WIDE_FORMAT
             titles = [self._done.capitalize(), *(["Uploaded"] if self._uploads else [])]
             self._bars = [
-                self._bar(total=total_bytes, desc=t, bar_format=layout, unit="B", unit_scale=True)
-                for t in titles
+                self._bar(
+                    total=total_bytes,
+                    desc=title.ljust(len(self._done)),
+                    bar_format=layout,
+                    unit="B",
+                    unit_scale=True,
+                )
+                for title in titles
             ]
 
     def _bar(self, **options: Any) -> tqdm[Any]:
