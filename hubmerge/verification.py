@@ -21,8 +21,8 @@ from hubmerge.conversion.shard_writer import hash_shard
 from hubmerge.conversion.slabs import SCRATCH_BYTES, TensorReader, open_data_files, slabs
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.asset_names import CONFIG
-from hubmerge.hf_format.assets import MAX_JSON_BYTES, Assets
-from hubmerge.hf_format.filenames import INDEX_NAME, files_to_remove
+from hubmerge.hf_format.assets import MAX_JSON_BYTES, MODULES, Assets
+from hubmerge.hf_format.filenames import ADAPTER_CONFIG, LOADER_ENTRY_POINTS, files_to_remove
 from hubmerge.planning.card import CARD, same_card
 from hubmerge.planning.option_record import LOCAL_BASE, recalled_options
 from hubmerge.planning.options import PlanOptions
@@ -33,6 +33,10 @@ from hubmerge.publish.hub import Hub
 from hubmerge.publish.remote import Listing, content_ids
 from hubmerge.publish.staging_branch import newest_record
 from hubmerge.system.disk import sha256_of
+
+# What a repository says of its own making, for the plan to be made again.
+_INDEXES = LOADER_ENTRY_POINTS - {ADAPTER_CONFIG}
+_DECISIVE = (CONFIG, MODULES, *sorted(_INDEXES))
 
 _ABSENT = "no such file"
 
@@ -125,7 +129,7 @@ def verify_repository(
     ids, recorded = record.content_ids(), record.plan_options
     place = f"{hub.url}/tree/{revision}"
     # What is not what was pushed must not say how to read the checkpoint.
-    told_by = {name: ids[name] for name in (CONFIG, INDEX_NAME) if name in ids}
+    told_by = {name: ids[name] for name in _DECISIVE if name in ids}
     changed = {difference.file: difference for difference in _compare_listing(told_by, listing)}
     if CONFIG in changed and options.model_assets_dir is None:
         return _result(place, (), listing, [*changed.values()], options=recorded)
@@ -137,14 +141,14 @@ def verify_repository(
         made_with = recalled_options(recorded, options)
         if made_with.model_assets_dir is None:
             made_with = replace(made_with, model_assets_dir=temporary)
-        if INDEX_NAME not in {*listing, *ids}:  # all in one file, whatever decided that
+        if not _INDEXES.intersection({*listing, *ids}):  # all in one file, whatever decided that
             naming = replace(made_with.naming, like_base_shards=False)
             made_with = replace(made_with, shard_size=MAX_SHARD_BYTES, naming=naming)
         plan, assets = plan_with(made_with)
     if options.model_assets_dir is not None:
         ids |= {asset.name: content_ids(asset.read()) for asset in assets.files}
     if plan.index is not None:
-        ids[INDEX_NAME] = content_ids(plan.index)
+        ids[plan.index_name] = content_ids(plan.index)
     differences = [*_shards_in_listing(plan, listing, progress), *_compare_listing(ids, listing)]
     planned = _planned(plan, ids)
     differences += _of_another_model(planned, listing, is_adapter=plan.is_adapter)

@@ -33,7 +33,7 @@ from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import UsageError
 from hubmerge.hf_format.asset_names import CONFIG, TEMPLATES, is_asset
 from hubmerge.hf_format.filenames import (
-    INDEX_NAME,
+    ADAPTER_CONFIG,
     LOADER_ENTRY_POINTS,
     files_to_remove,
     is_pickled_weights,
@@ -130,13 +130,13 @@ class OutputFolder:
             return
         header, journaled = _read_journal(self.path / JOURNAL)
         planned = self._planned if header == self._header() else {}
-        decisive = {INDEX_NAME} if self._is_adapter else LOADER_ENTRY_POINTS
+        decisive = LOADER_ENTRY_POINTS - ({ADAPTER_CONFIG} if self._is_adapter else set())
         for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
             is_left = header and (
                 path.suffix == PARTIAL_SUFFIX
                 or path.name in journaled
                 or planned.get(path.name) == path.lstat().st_size  # not yet journaled
-                or (path.name == INDEX_NAME and _holds_content(path, self._index))
+                or (path.name in LOADER_ENTRY_POINTS and _holds_content(path, self._index))
             )
             if (self._is_weights(path.name) or path.name in decisive) and not is_left:
                 raise UsageError(

@@ -71,7 +71,9 @@ def write_shard(
         DamagedFileError, UnsafeInputError: a stored chunk cannot be read as planned.
         InsufficientSpaceError: the disk is full; nothing is left of this shard.
     """
-    with atomic_file(folder / shard.filename) as file:
+    path = folder / shard.filename
+    path.parent.mkdir(exist_ok=True)
+    with atomic_file(path) as file:
         preallocate(file.fileno(), shard.size_bytes)
         output = _Output(file.fileno(), is_direct=not keep_in_page_cache)
         sha256 = _write(shard, files, output, on_bytes)

@@ -12,7 +12,6 @@ from hubmerge.conversion.output_folder import OutputFolder, check_shared, journa
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.errors import UsageError
-from hubmerge.hf_format.filenames import INDEX_NAME
 from hubmerge.planning.fingerprint import fingerprint
 from hubmerge.planning.plan import Plan, share_of
 from hubmerge.planning.publication import Publication
@@ -59,7 +58,7 @@ def convert_plan(
         folder = index = None
         if ranks.rank == 0:
             small = publication.small_files()
-            index = small.pop(INDEX_NAME, None)
+            index = small.pop(plan.index_name, None)
             digest = fingerprint(plan, files)
             folder = OutputFolder(save_dir, plan, digest, small, overwrite=overwrite)
             until_done.callback(folder.close)
@@ -77,7 +76,7 @@ def convert_plan(
             if ranks.count > 1:
                 folder.check_shards()
             if index is not None:
-                folder.write(INDEX_NAME, index)
+                folder.write(plan.index_name, index)
             folder.complete()
     return ConvertResult(
         save_dir=save_dir,

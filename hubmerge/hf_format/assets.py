@@ -26,6 +26,7 @@ from hubmerge.hf_format.asset_names import (
     order_of,
 )
 from hubmerge.hf_format.code_files import code_files, code_named_in
+from hubmerge.hf_format.filenames import DIFFUSERS_STEM, MODEL_STEM
 
 # Larger is no config.
 MAX_JSON_BYTES = 64 * 2**20
@@ -74,16 +75,23 @@ class Assets:
         config: the parsed `config.json`, or None if there is none.
         warnings: what the published folder will not be able to do, one sentence each.
         notes: what was left out or changed, one sentence each.
+        modules: those of a sentence-transformers model.
     """
 
     files: tuple[Asset, ...]
     config: dict[str, Any] | None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    modules: tuple[Module, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(asset.name for asset in self.files)
+
+    @property
+    def stem(self) -> str:
+        """What the library looks for as the beginning of a weights file's name."""
+        return DIFFUSERS_STEM if self.library == "diffusers" else MODEL_STEM
 
     @property
     def library(self) -> str:
@@ -123,7 +131,8 @@ def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
         return Assets((), None, (_without(CONFIG, "--model-assets-dir was not given"),))
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder", "Check --model-assets-dir.")
-    names = _names_in(folder)
+    modules = read_modules(folder / MODULES) if (folder / MODULES).is_file() else ()
+    names = _names_in(folder, modules)
     files = []
     config = None
     for name in names:
@@ -133,15 +142,14 @@ def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
             asset = Asset(name, asset.source, _with_dtype(asset.read(), dtype))
         files.append(asset)
     missing = () if config is not None else (_without(CONFIG, "the assets folder has none"),)
-    return Assets(tuple(files), config, missing, tuple(_notes(folder, names)))
+    return Assets(tuple(files), config, missing, tuple(_notes(folder, names)), modules)
 
 
-def _names_in(folder: Path) -> list[str]:
+def _names_in(folder: Path, modules: tuple[Module, ...]) -> list[str]:
     """The files that are published, each where the libraries look for it."""
     found = [path.name for path in folder.iterdir() if path.is_file()]
     found += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
     names = sorted(filter(is_asset, found), key=order_of)
-    modules = read_modules(folder / MODULES) if MODULES in names else []
     for module in modules:
         paths = sorted((folder / module.folder).glob("*")) if module.folder else ()
         inside = [path.name for path in paths if is_in_module(path.name) and path.is_file()]
@@ -151,14 +159,14 @@ def _names_in(folder: Path) -> list[str]:
     return names + code_files(folder, [*named, *(module.kind for module in modules)])
 
 
-def read_modules(path: Path) -> list[Module]:
+def read_modules(path: Path) -> tuple[Module, ...]:
     """Read a `modules.json`; what is not well formed in it is left out."""
     modules = _parse_json(path)
-    return [
+    return tuple(
         Module(str(module.get("name")), module["path"], str(module.get("type")))
         for module in (modules if isinstance(modules, list) else ())
         if isinstance(module, dict) and _MODULE_FOLDER.fullmatch(str(module.get("path")))
-    ]
+    )
 
 
 def _notes(folder: Path, names: list[str]) -> Iterator[str]:

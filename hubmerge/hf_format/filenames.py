@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+MODEL_STEM = "model"
 SINGLE_NAME = "model.safetensors"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+STEMS = (MODEL_STEM, DIFFUSERS_STEM)
 INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 # By these a loader tells what the weights beside them are.
-LOADER_ENTRY_POINTS = frozenset({INDEX_NAME, ADAPTER_CONFIG})
+LOADER_ENTRY_POINTS = frozenset(
+    {INDEX_NAME, f"{DIFFUSERS_STEM}.safetensors.index.json", ADAPTER_CONFIG}
+)
 
-_MODEL_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
+_MODEL_WEIGHTS = re.compile(rf"(model|{DIFFUSERS_STEM})(-\d{{5,}}-of-\d{{5,}})?\.safetensors")
 _ADAPTER_WEIGHTS = re.compile(r"adapter_model(-\d{5,}-of-\d{5,})?\.safetensors")
 _PICKLED = re.compile(
-    r"(pytorch_model|adapter_model)(-\d{5,}-of-\d{5,})?\.bin|pytorch_model\.bin\.index\.json"
+    r"((?:diffusion_)?pytorch_model|adapter_model)(-\d{5,}-of-\d{5,})?\.bin|pytorch_model\.bin\.index\.json"
 )
 
 

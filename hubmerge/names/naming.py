@@ -16,6 +16,7 @@ from typing import Any
 
 from hubmerge.checkpoint.schema import Checkpoint
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UsageError
+from hubmerge.hf_format.assets import Module
 from hubmerge.hf_format.filenames import ADAPTER_NAME
 from hubmerge.names import adapter, left_out, torchtitan
 from hubmerge.names.adapter import NO_ADAPTER, AdapterSpec
@@ -31,6 +32,7 @@ from hubmerge.names.prefixes import PrefixRule, best_rule, unwrap
 from hubmerge.names.reference import Reference, assign_files, differences
 from hubmerge.names.rivals import Known
 from hubmerge.names.selection import choose_tensors, leave_other_models
+from hubmerge.names.sentence_modules import take_modules
 from hubmerge.names.structure import own_prefix
 from hubmerge.names.tied import SameElements, drop_tied
 from hubmerge.names.views import TensorView
@@ -48,6 +50,7 @@ class ModelSpec:
         same: compares two stored tensors byte for byte.
         adapter: what is known of the adapter, if there is one.
         is_all_zero: returns whether a stored tensor holds nothing but zeros.
+        modules: those of a sentence-transformers model.
     """
 
     config: Mapping[str, Any] | None = None
@@ -56,6 +59,7 @@ class ModelSpec:
     same: SameElements | None = None
     is_all_zero: AllZero | None = None
     adapter: AdapterSpec = NO_ADAPTER
+    modules: tuple[Module, ...] = ()
 
     def known_names(self) -> Known:
         """Return the names that the model's tensors can have, in memory or on the Hub."""
@@ -143,6 +147,7 @@ def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
 
 
 def _name_model(draft: Draft, options: NamingOptions, truth: ModelSpec, dtype: str) -> Naming:
+    others = take_modules(draft, truth.modules)
     prefix = own_prefix(draft.shapes)  # not of names that the user gives
     draft.rename(_renamed(draft.tensors, options), "")
     family = _rename_titan(draft, truth.config)
@@ -170,6 +175,7 @@ def _name_model(draft: Draft, options: NamingOptions, truth: ModelSpec, dtype: s
             warnings.append(f"against the base model {truth.reference.label}: {different}")
         if options.like_base_shards:
             files = assign_files((w.name for w in weights), truth.reference)
+    weights += others
     return Naming(weights, draft.dropped, "; ".join(draft.why), warnings, files)
 
 

@@ -15,7 +15,7 @@ from hubmerge.errors import CheckpointError, HubmergeError, UsageError
 from hubmerge.formatting import format_list
 from hubmerge.hf_format.assets import read_json
 from hubmerge.hf_format.dtypes import DType
-from hubmerge.hf_format.filenames import INDEX_NAME, SINGLE_NAME, is_model_weights
+from hubmerge.hf_format.filenames import STEMS, is_model_weights
 from hubmerge.hf_format.safetensors_header import read_header
 
 # ORG/NAME, as the Hub takes it.
@@ -51,7 +51,8 @@ def read_reference(folder: Path) -> Reference | None:
     """The model in `folder`, or None where it holds none that can be read."""
     try:
         files = _weight_map(folder)
-        paths = {folder / name for name in files.values()} or {folder / SINGLE_NAME}
+        singles = {folder / f"{stem}.safetensors" for stem in STEMS}
+        paths = {folder / name for name in files.values()} or singles
         dtypes: dict[str, DType] = {}
         for path in sorted(paths):
             if path.is_file():
@@ -90,9 +91,11 @@ def find_base_model(base_model: str) -> Path | None:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    if not (folder / INDEX_NAME).is_file():
+    found = [folder / f"{stem}.safetensors.index.json" for stem in STEMS]
+    index = next((path for path in found if path.is_file()), None)
+    if index is None:
         return {}
-    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         return {}
     return {

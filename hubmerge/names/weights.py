@@ -19,11 +19,13 @@ class Weight:
         view: the stored elements that it consists of.
         dtype: what it is stored as, whatever the rest is cast to; ``auto`` as it is stored, None to
             be cast with the rest.
+        folder: of its file, if it is no part of the model itself (a module that follows it).
     """
 
     name: str
     view: TensorView
     dtype: str | None = None
+    folder: str = ""
 
     @classmethod
     def whole(cls, name: str, source: StoredTensor) -> Weight:

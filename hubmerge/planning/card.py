@@ -18,11 +18,11 @@ from yaml import YAMLError
 from hubmerge.checkpoint.locate import step_of
 from hubmerge.errors import UsageError
 from hubmerge.formatting import human_bytes
-from hubmerge.hf_format.asset_names import is_tokenizer
 from hubmerge.hf_format.assets import Assets
-from hubmerge.hf_format.filenames import ADAPTER_CONFIG, INDEX_NAME
+from hubmerge.hf_format.filenames import ADAPTER_CONFIG
 from hubmerge.names.peft_tuners import TUNERS
 from hubmerge.names.reference import REPO_ID, is_on_hub
+from hubmerge.planning.card_usage import task_of, usage
 from hubmerge.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _VOLATILE_LINES = re.compile(rb"^- (?:Checkpoint|Step|Converted by): .*\n", re.M
 
 @dataclass(frozen=True, slots=True)
 class CardOptions:
-    """What the user says about the model; None where the user does not.
+    """What the user says about the model; None for what the user does not say.
 
     Attributes:
         text: a card of the user's own: its text stays, missing metadata is filled in.
@@ -51,13 +51,13 @@ class CardOptions:
 
 
 def make_card(plan: Plan, assets: Assets, options: CardOptions, repo_id: str | None) -> str:
-    """The card's whole text.
+    """Return the text of the card.
 
     Args:
-        repo_id: where it is published; None in a local folder.
+        repo_id: where it is published; None for a local folder.
 
     Raises:
-        UsageError: the user's own card has metadata that is no YAML.
+        UsageError: the metadata of the user's own card is not valid YAML.
     """
     from huggingface_hub import ModelCardData
 
@@ -72,16 +72,16 @@ def make_card(plan: Plan, assets: Assets, options: CardOptions, repo_id: str | N
 def small_files(
     plan: Plan, assets: Assets, options: CardOptions, repo_id: str | None
 ) -> dict[str, bytes]:
-    """All that is published beside the weights, by name, in the order in which it is written."""
+    """Return what is published beside the weights, by name, in the order in which it is written."""
     small = {asset.name: asset.read() for asset in assets.files}
     small[CARD] = make_card(plan, assets, options, repo_id).encode()
     if plan.index is not None:
-        small[INDEX_NAME] = plan.index
+        small[plan.index_name] = plan.index
     return small
 
 
 def repository_named_in(path: Path) -> str | None:
-    """The repository that a card of ours tells to load; None where there is no such card."""
+    """Return the repository that a card of ours loads; None if there is no such card."""
     try:
         text = path.read_bytes().decode()
     except (OSError, ValueError):
@@ -91,12 +91,12 @@ def repository_named_in(path: Path) -> str | None:
 
 
 def same_card(left: bytes, right: bytes) -> bool:
-    """Are two cards the same, but for where and when they were written?"""
+    """Return whether two cards differ only in where and when they were written."""
     return _VOLATILE_LINES.sub(b"", left) == _VOLATILE_LINES.sub(b"", right)
 
 
 def is_ours(text: str) -> bool:
-    """Did hubmerge write this card, with nobody claiming it since?"""
+    """Return whether hubmerge wrote this card, and nobody has claimed it since."""
     return MARK in text
 
 
@@ -105,12 +105,13 @@ class _About:
     """What the card says of the model.
 
     Attributes:
-        auto_class: loads it.
+        class_name: loads it.
         config: the model's, or the adapter's.
         metadata: the card's own.
     """
 
-    auto_class: str
+    library: str
+    class_name: str
     config: dict[str, Any]
     files: frozenset[str]
     metadata: dict[str, Any]
@@ -120,24 +121,24 @@ def _about(plan: Plan, assets: Assets, options: CardOptions) -> _About:
     config = assets.config or {}
     tags = ["hubmerge"]
     if plan.is_adapter:
-        found = [asset for asset in assets.files if asset.name == ADAPTER_CONFIG]
-        config = json.loads(found[0].read()) if found else {}
+        found = assets.get(ADAPTER_CONFIG)
+        config = json.loads(found.read()) if found else {}
         tags += ["lora"] if _kind(config) == "LoRA" else []
-    base_model = options.base_model or _base_model(config)
-    auto_class = _adapter_class(config) if plan.is_adapter else _auto_class(config)
+    library = "peft" if plan.is_adapter else assets.library
+    class_name, task = task_of(library, config)
     metadata: dict[str, Any] = {
-        "library_name": "peft" if plan.is_adapter else "transformers",
+        "library_name": library,
         "tags": tags,
     }
+    base_model = options.base_model or _base_model(config)
     if base_model and is_on_hub(base_model):
         metadata["base_model"] = base_model
-        if plan.is_adapter:
-            metadata["base_model_relation"] = "adapter"
+        metadata["base_model_relation"] = "adapter" if plan.is_adapter else "finetune"
     if options.license:
         metadata["license"] = options.license
-    if auto_class.endswith("ForCausalLM"):
-        metadata["pipeline_tag"] = "text-generation"
-    return _About(auto_class, config, frozenset(asset.name for asset in assets.files), metadata)
+    if task is not None:
+        metadata["pipeline_tag"] = task
+    return _About(library, class_name, config, assets.names, metadata)
 
 
 def _base_model(config: dict[str, Any]) -> str | None:
@@ -157,7 +158,7 @@ def _fill_in(text: str, metadata: dict[str, Any]) -> str:
     except (ValueError, YAMLError) as error:
         raise UsageError(
             f"the model card's metadata cannot be read: {' '.join(str(error).split())}",
-            "Mend the block between the two lines of --- at its top.",
+            "Correct the block between the two lines of --- at its top.",
         ) from None
     missing = {name: value for name, value in metadata.items() if card.data.get(name) is None}
     if not missing:
@@ -175,32 +176,6 @@ def _kind(config: dict[str, Any]) -> str:
     return spelled.get(kind, kind.replace("_", " ") if kind in TUNERS else "PEFT")
 
 
-def _adapter_class(config: dict[str, Any]) -> str:
-    """PEFT's class for the task that the adapter's config names."""
-    tasks = {
-        "CAUSAL_LM": "AutoPeftModelForCausalLM",
-        "SEQ_CLS": "AutoPeftModelForSequenceClassification",
-        "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
-        "TOKEN_CLS": "AutoPeftModelForTokenClassification",
-        "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
-        "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
-    }
-    return tasks.get(str(config.get("task_type")), "AutoPeftModel")
-
-
-def _auto_class(config: dict[str, Any]) -> str:
-    names = config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    if "ForConditionalGeneration" in name:
-        return (
-            "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForSeq2SeqLM"
-        )
-    for task in ("CausalLM", "SequenceClassification", "TokenClassification", "MaskedLM"):
-        if name.endswith(f"For{task}"):
-            return f"AutoModelFor{task}"
-    return "AutoModelForCausalLM" if name.endswith("LMHeadModel") else "AutoModel"
-
-
 def _body(plan: Plan, about: _About, repo_id: str | None) -> str:
     name = repo_id.split("/")[-1] if repo_id else "This model"
     sections = [
@@ -208,9 +183,15 @@ def _body(plan: Plan, about: _About, repo_id: str | None) -> str:
         f"# {name}",
         _summary(plan, about),
         "## How to load it",
-        _usage(about, repo_id or "path/to/this/folder"),
+        usage(
+            about.library,
+            about.class_name,
+            about.config,
+            about.files,
+            repo_id or "path/to/this/folder",
+        ),
         "## Where it comes from",
-        _provenance(plan),
+        _provenance(plan, repo_id),
         "## Parameters",
         _table(("dtype", "parameters", "size"), _dtype_rows(plan)),
         "## Files",
@@ -235,33 +216,16 @@ def _summary(plan: Plan, about: _About) -> str:
     return f"A {kind} with {parameters}" + (f", trained from {link}." if base else ".")
 
 
-def _usage(about: _About, place: str) -> str:
-    """Code that loads what is there: no tokenizer is loaded where there is none."""
-    library = "peft" if about.auto_class.startswith("AutoPeft") else "transformers"
-    code = ", trust_remote_code=True" if "auto_map" in about.config else ""
-    imports, lines = [about.auto_class], []
-    if about.files & {"processor_config.json", "preprocessor_config.json"}:
-        imports.append("AutoProcessor")
-        lines.append(f'processor = AutoProcessor.from_pretrained("{place}"{code})')
-    elif is_tokenizer(about.files):
-        imports.append("AutoTokenizer")
-        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{place}"{code})')
-    if library == "peft":
-        head = [f"from peft import {about.auto_class}"]
-        head += [f"from transformers import {name}" for name in imports[1:]]
-    else:
-        head = [f"from transformers import {', '.join(imports)}"]
-    lines.insert(0, f'model = {about.auto_class}.from_pretrained("{place}"{code})')
-    return "\n".join(["```python", *head, "", *lines, "```"])
-
-
-def _provenance(plan: Plan) -> str:
+def _provenance(plan: Plan, repo_id: str | None) -> str:
     rows = [("Checkpoint", f"PyTorch distributed checkpoint ({plan.layout})")]
     step = step_of(plan.checkpoint.folder.absolute())
     if step is not None:
         rows.append(("Step", f"{step:,}"))
     rows.append(("Weights", plan.main_dtype or "as stored"))
     rows.append(("Converted by", f"hubmerge {version('hubmerge')}"))
+    if repo_id is not None:
+        check = f"`hubmerge verify --load-dir CHECKPOINT --repo-id {repo_id}`"
+        rows.append(("Compare with the checkpoint", check))
     return "\n".join(f"- {label}: {text}" for label, text in rows)
 
 

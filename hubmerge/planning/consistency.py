@@ -68,7 +68,8 @@ def reconcile(
     Raises:
         CheckpointError: the published repository would not load.
     """
-    tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
+    tensors = [tensor for shard in plan.model_shards for tensor in shard.tensors]
+    assets = _without_planned(assets, plan)
     assets = _corrected(assets, tensors)
     problems = list(_problems(assets, tensors, architecture))
     if problems and must_load:
@@ -76,6 +77,18 @@ def reconcile(
     warnings = [f"{problem.message}. {problem.hint}" for problem in problems]
     warnings += _warnings(assets, tensors, architecture)
     return replace(assets, warnings=(*assets.warnings, *warnings))
+
+
+def _without_planned(assets: Assets, plan: Plan) -> Assets:
+    """Leave out the files of modules whose trained weights the checkpoint holds; say what stays."""
+    planned = {shard.filename for shard in plan.shards}
+    kept = tuple(asset for asset in assets.files if asset.name not in planned)
+    notes = tuple(
+        f"{asset.name} is taken from the assets folder: the checkpoint holds no weights for it"
+        for asset in kept
+        if asset.name.endswith("/model.safetensors")
+    )
+    return replace(assets, files=kept, notes=(*assets.notes, *notes))
 
 
 def _corrected(assets: Assets, tensors: list[PlannedTensor]) -> Assets:

@@ -19,7 +19,7 @@ from hubmerge.checkpoint.tiling import covered
 from hubmerge.errors import CheckpointError, NoModelWeightsError, UnsafeInputError, UsageError
 from hubmerge.formatting import human_bytes
 from hubmerge.hf_format.dtypes import BY_NAME, DType
-from hubmerge.hf_format.filenames import ADAPTER_NAME, SINGLE_NAME
+from hubmerge.hf_format.filenames import ADAPTER_NAME, MODEL_STEM, SINGLE_NAME
 from hubmerge.hf_format.safetensors_header import MAX_HEADER_BYTES, build_header, file_order
 from hubmerge.names.views import Part
 from hubmerge.names.weights import Dropped, Naming, Weight
@@ -89,6 +89,7 @@ class Plan:
 
     Attributes:
         notes: how the checkpoint was found; `warnings`: what is in doubt. One sentence each.
+        stem: what the names of the model's files begin with.
     """
 
     checkpoint: Checkpoint
@@ -97,6 +98,7 @@ class Plan:
     warnings: tuple[str, ...]
     layout: str
     notes: tuple[str, ...] = ()
+    stem: str = MODEL_STEM
 
     def __repr__(self) -> str:
         files = f"{len(self.shards)} file{'s' * (len(self.shards) != 1)}"
@@ -120,12 +122,25 @@ class Plan:
         return self.shards[0].filename == ADAPTER_NAME
 
     @cached_property
+    def model_shards(self) -> tuple[PlannedShard, ...]:
+        """The files of the model itself, without those of modules that follow it."""
+        return tuple(shard for shard in self.shards if "/" not in shard.filename)
+
+    @property
+    def index_name(self) -> str:
+        return f"{self.stem}.safetensors.index.json"
+
+    @cached_property
     def index(self) -> bytes | None:
-        """Content of `model.safetensors.index.json`; None where one file holds all."""
-        if self.shards[0].filename in (SINGLE_NAME, ADAPTER_NAME):
+        """Content of the index file; None if one file holds the model."""
+        if self.shards[0].filename in (f"{self.stem}.safetensors", ADAPTER_NAME):
             return None
-        weight_map = {t.name: shard.filename for shard in self.shards for t in shard.tensors}
-        metadata = {"total_parameters": self.total_parameters, "total_size": self.total_size}
+        tensors = [(t, shard.filename) for shard in self.model_shards for t in shard.tensors]
+        weight_map = {tensor.name: filename for tensor, filename in tensors}
+        metadata = {
+            "total_parameters": sum(prod(tensor.shape) for tensor, _ in tensors),
+            "total_size": sum(tensor.size_bytes for tensor, _ in tensors),
+        }
         index = {"metadata": metadata, "weight_map": weight_map}
         return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
@@ -181,11 +196,13 @@ def make_plan(
     shard_size: int,
     allow_overflow: bool = False,
     notes: tuple[str, ...] = (),
+    stem: str = MODEL_STEM,
 ) -> Plan:
     """Plan the output files.
 
     Args:
         notes: see `Plan`.
+        stem: see `Plan`.
         allow_overflow: let values become infinite in float16.
         dtype: what floating tensors become; ``auto`` leaves them as stored.
         shard_size: bytes of tensors that one file holds at most; a larger tensor is alone in one.
@@ -203,12 +220,13 @@ def make_plan(
         raise NoModelWeightsError("no model weights are left to convert")
     _check_names(naming.weights)
     proved: dict[str, StoredTensor] = {}
-    tensors = [
-        _plan_tensor(weight, weight.dtype or dtype, allow_overflow, proved)
-        for weight in naming.weights
-    ]
-    tensors.sort(key=lambda tensor: tensor.name)
-    groups = _pack(tensors, shard_size) if naming.files is None else _by_file(tensors, naming.files)
+    folders: dict[str, list[PlannedTensor]] = {}
+    for weight in sorted(naming.weights, key=lambda weight: (weight.folder, weight.name)):
+        tensor = _plan_tensor(weight, weight.dtype or dtype, allow_overflow, proved)
+        folders.setdefault(weight.folder, []).append(tensor)
+    own = folders.pop("", [])
+    groups = _pack(own, shard_size, stem) if naming.files is None else _by_file(own, naming.files)
+    groups |= {f"{folder}/{SINGLE_NAME}": tensors for folder, tensors in folders.items()}
     shards = tuple(_shard(name, group) for name, group in groups.items())
     for shard in shards:
         if len(shard.header) - 8 > MAX_HEADER_BYTES:
@@ -220,23 +238,24 @@ def make_plan(
                 "Use a smaller --shard-size, such as 5GB.",
             )
     dropped, warnings = tuple(naming.dropped), tuple(naming.warnings)
-    return Plan(checkpoint, shards, dropped, warnings, naming.layout, notes)
+    return Plan(checkpoint, shards, dropped, warnings, naming.layout, notes, stem)
 
 
 def _check_names(weights: Iterable[Weight]) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
     for weight in weights:
         name, key = weight.name, weight.key
         if not name or name == "__metadata__" or not name.isprintable():
             raise UnsafeInputError(
                 f"a tensor would be called {name!r}, which readers refuse (checkpoint key {key!r})"
             )
-        if name in seen:
+        place = weight.folder, name
+        if place in seen:
             raise CheckpointError(
-                f"{seen[name]!r} and {key!r} would both be called {name!r}",
+                f"{seen[place]!r} and {key!r} would both be called {name!r}",
                 "The checkpoint holds more than one model; see `hubmerge inspect`.",
             )
-        seen[name] = key
+        seen[place] = key
 
 
 def _plan_tensor(
@@ -277,7 +296,9 @@ def _common_dtype(weight: Weight) -> DType:
     return dtype
 
 
-def _pack(tensors: list[PlannedTensor], shard_size: int) -> dict[str, list[PlannedTensor]]:
+def _pack(
+    tensors: list[PlannedTensor], shard_size: int, stem: str
+) -> dict[str, list[PlannedTensor]]:
     """Greedy, in name order: the assignment of VeOmni's script, so that indexes agree.
 
     Returns:
@@ -292,10 +313,10 @@ def _pack(tensors: list[PlannedTensor], shard_size: int) -> dict[str, list[Plann
         groups[-1].append(tensor)
         filled += tensor.size_bytes
     if len(groups) == 1:
-        return {SINGLE_NAME: groups[0]}
+        return {f"{stem}.safetensors": groups[0]}
     count = len(groups)
     return {
-        f"model-{number:05d}-of-{count:05d}.safetensors": group
+        f"{stem}-{number:05d}-of-{count:05d}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
 

@@ -19,8 +19,10 @@ from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.hf_format.assets import Assets, collect_assets
+from hubmerge.hf_format.filenames import MODEL_STEM
 from hubmerge.names.adapter import may_hold_adapter
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
+from hubmerge.names.diffusers_model import UnknownModelError, kept_in_fp32
 from hubmerge.names.loader_check import check_with_loader
 from hubmerge.names.mtp import is_mtp, promised_mtp
 from hubmerge.names.naming import ModelSpec, holds_model, name_weights
@@ -51,6 +53,8 @@ class _Known(NamedTuple):
 
     truth: ModelSpec
     warnings: list[str]
+    stem: str = MODEL_STEM
+    kept_in_fp32: tuple[str, ...] = ()
 
 
 @gc_paused()
@@ -79,6 +83,7 @@ def prepare(
     if may_hold_adapter(checkpoint.tensors) and wanted.mode != "full":
         files = find_adapter_files(located.folder, load_dir, assets_dir, wanted)
     truth = replace(known.truth, adapter=files.spec)
+    wanted = replace(wanted, keep_dtype=(*wanted.keep_dtype, *known.kept_in_fp32))
     naming = name_weights(checkpoint, wanted, truth, dtype)
     naming.warnings[:0] = [*located.warnings, *known.warnings]
     plan = make_plan(
@@ -88,6 +93,7 @@ def prepare(
         shard_size=options.shard_size or DEFAULT_SHARD_SIZE,
         allow_overflow=wanted.allow_overflow,
         notes=(*located.notes, *_folders_of(located)),
+        stem=known.stem,
     )
     if plan.is_adapter:
         warnings = check_adapter_plan(plan, files, known.truth, wanted)
@@ -138,9 +144,27 @@ def _what_is_known(
             return False  # it is not part of the model, and need not be whole
 
     config_assets = _with_config(assets_dir, base_dir)
-    architecture = _architecture(config_assets, options, warnings) if config_assets else None
-    config = config_assets.config if config_assets else None
-    return _Known(ModelSpec(config, architecture, reference, same, all_zero), warnings)
+    if config_assets is None:
+        return _Known(ModelSpec(None, None, reference, same, all_zero), warnings)
+    architecture = _architecture(config_assets, options, warnings)
+    spec = ModelSpec(
+        config_assets.config, architecture, reference, same, all_zero, modules=config_assets.modules
+    )
+    kept = _kept_in_fp32(config_assets, warnings)
+    return _Known(spec, warnings, config_assets.stem, kept)
+
+
+def _kept_in_fp32(assets: Assets, warnings: list[str]) -> tuple[str, ...]:
+    """Regexes of the names that diffusers keeps in fp32."""
+    if assets.library != "diffusers":
+        return ()
+    try:
+        return kept_in_fp32(str((assets.config or {})["_class_name"]))
+    except UnknownModelError as error:
+        warnings.append(
+            f"{error}: which tensors it keeps in float32 is not known; name them with --keep-dtype"
+        )
+        return ()
 
 
 def _with_config(*folders: Path | None) -> Assets | None:
@@ -156,6 +180,11 @@ def _with_config(*folders: Path | None) -> Assets | None:
 def _architecture(
     assets: Assets, options: NamingOptions, warnings: list[str]
 ) -> Architecture | None:
+    if assets.library in ("diffusers", "lerobot"):
+        warnings.append(
+            f"the names are not checked: {assets.library} loads this model, not transformers"
+        )
+        return None
     try:
         return load_architecture(assets, trust_remote_code=options.trust_remote_code)
     except UnknownArchitectureError as error:
@@ -170,7 +199,8 @@ def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
     if truth.architecture is not None:
         return check_with_loader(_loaded_by_transformers(plan, truth), truth.architecture)
     if truth.reference is not None:
-        different = differences((w.name for w in naming.weights), truth.reference.files)
+        names = [weight.name for weight in naming.weights if not weight.folder]
+        different = differences(names, truth.reference.files)
         if different:
             raise CheckpointError(
                 f"these are not the names of the base model {truth.reference.label}: {different}",
@@ -182,7 +212,7 @@ def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
 def _loaded_by_transformers(plan: Plan, truth: ModelSpec) -> Iterator[PlannedTensor]:
     """The tensors without those of layers that only servers load."""
     promises, known = promised_mtp(truth.config or {}), truth.known_names()
-    for shard in plan.shards:
+    for shard in plan.model_shards:
         for tensor in shard.tensors:
             if tensor.name in known or not is_mtp(tensor.name, promises):
                 yield tensor
