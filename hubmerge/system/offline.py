@@ -2,7 +2,8 @@
 
 `HF_HUB_OFFLINE` is read when huggingface_hub is imported and holds for a whole process, in which a
 caller may be downloading in another thread. An audit hook sees every socket and knows its thread.
-It cannot be removed again, and does nothing outside `no_network`.
+huggingface_hub would try five times over to get past it, and is told that this thread is offline.
+Neither is taken back, and neither does anything outside `no_network`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _this_thread = _ThisThread()
 @contextmanager
 def no_network() -> Iterator[None]:
     """Refuse this thread the network while the block runs; other threads keep it."""
-    _install_hook()
+    _install()
     before, _this_thread.is_offline = _this_thread.is_offline, True
     try:
         yield
@@ -41,7 +42,11 @@ def no_network() -> Iterator[None]:
 
 
 @cache
-def _install_hook() -> None:
+def _install() -> None:
+    from huggingface_hub import constants
+
+    is_offline_mode = constants.is_offline_mode
+    constants.is_offline_mode = lambda: _this_thread.is_offline or is_offline_mode()
     sys.addaudithook(_refuse)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from hubmerge.system.offline import NetworkRefusedError, no_network
 
@@ -30,6 +33,14 @@ def test_neither_a_name_nor_an_address_is_reached(address: tuple[str, int]) -> N
         with pytest.raises(NetworkRefusedError):
             socket.create_connection(address)
     socket.create_connection(address).close()
+
+
+def test_huggingface_hub_does_not_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows at once that the file is not there, and does not wait for a network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits to try again"))
+    with no_network(), pytest.raises(LocalEntryNotFoundError):
+        hf_hub_download("someone/not-in-the-cache", "config.json")
 
 
 def test_another_thread_keeps_the_network(address: tuple[str, int]) -> None:
