@@ -11,12 +11,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.hf_format.asset_names import CONFIG
-from hubmerge.hf_format.assets import Assets
+from hubmerge.hf_format.assets import Assets, read_json
 from hubmerge.names.conversion_rules import reverse_conversion
+from hubmerge.names.model_class import bases_in, class_called, nearest_class, related_classes
 from hubmerge.names.views import TensorView
 from hubmerge.system.offline import no_network
 
@@ -54,12 +55,18 @@ class Architecture:
         names: its own names, with their shapes, as a training run holds them in memory.
         ties: names that share another's tensor, and that other.
         says_quantized: whether the config describes a quantization, which the model does not have.
+        stands_for: what the config names and transformers lacks, as "the class X", if the model is
+            the nearest that it has.
+        is_certain: False if code that comes with the model, and is not run here, defines its class:
+            names are held against another one, and its layout on the Hub is not known.
     """
 
     model: Any
     names: dict[str, tuple[int, ...]]
     ties: dict[str, str]
     says_quantized: bool = False
+    stands_for: str = ""
+    is_certain: bool = True
 
     @property
     def model_class(self) -> Any:
@@ -67,7 +74,7 @@ class Architecture:
 
     def to_hub(self, stored: Mapping[str, TensorView]) -> dict[str, TensorView]:
         """What `save_pretrained` would make of these, by the names of the Hub's layout."""
-        return reverse_conversion(self.model, stored)
+        return reverse_conversion(self.model, stored) if self.is_certain else dict(stored)
 
     @cached_property
     def hub_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -108,8 +115,15 @@ class Architecture:
         return any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns)
 
 
-def load_architecture(assets: Assets, *, trust_remote_code: bool) -> Architecture:
+def load_architecture(
+    assets: Assets, *, trust_remote_code: bool, keys: Collection[str] = ()
+) -> Architecture:
     """Build the model that the assets' config describes, without memory for its weights.
+
+    Args:
+        assets: the config, and the model's own code.
+        trust_remote_code: run that code.
+        keys: names in the checkpoint, which show the class if the config does not.
 
     Raises:
         UnknownArchitectureError: transformers does not know it, or its config is not usable.
@@ -117,15 +131,16 @@ def load_architecture(assets: Assets, *, trust_remote_code: bool) -> Architectur
     with tempfile.TemporaryDirectory() as folder, no_network(), quiet_transformers():
         says_quantized = _write_config(assets, Path(folder), with_code=trust_remote_code)
         try:
-            model = _build(Path(folder), trust_remote_code=trust_remote_code)
+            built = _build(assets, Path(folder), keys, trusts_code=trust_remote_code)
         except UnknownArchitectureError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a config makes a model's code raise
             reason = str(error).strip().partition("\n")[0]
             raise UnknownArchitectureError(f"{type(error).__name__}: {reason}") from None
+    model, stands_for, is_certain = built
     names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    return Architecture(model, names, ties, says_quantized)
+    return Architecture(model, names, ties, says_quantized, stands_for, is_certain)
 
 
 def _matches(patterns: Iterable[str] | None, name: str) -> bool:
@@ -168,22 +183,61 @@ def _on_meta_device() -> Iterator[None]:
         yield
 
 
-def _build(folder: Path, *, trust_remote_code: bool) -> Any:
-    import transformers
+class _Built(NamedTuple):
+    """A model, and how it was come by; see `Architecture`."""
 
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    model: Any
+    stands_for: str
+    is_certain: bool
+
+
+def _build(assets: Assets, folder: Path, keys: Collection[str], *, trusts_code: bool) -> _Built:
+    raw = assets.config or {}
+    architectures = raw.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    code = bases_in(asset.read() for asset in assets.files if asset.name.endswith(".py"))
+    config, knows_type = _parse_config(folder, name, code, trusts_code=trusts_code)
     check_module_counts(config.to_dict())
-    model_class = _model_class(config)
+    unknown_type = "" if knows_type else f"the model_type {raw.get('model_type')!r}"
+    auto_map = raw.get("auto_map") or {}
+    own = [kind for kind in auto_map if kind.startswith("AutoModel")]
     with _on_meta_device():
-        if model_class is not None:
-            return model_class(config)
-        if trust_remote_code:
-            for kind in config.auto_map if getattr(config, "auto_map", None) else ():
-                if kind.startswith("AutoModel"):
-                    auto = getattr(transformers, kind)
-                    return auto.from_config(config, trust_remote_code=True)
-    named = ", ".join(config.architectures or ()) or config.model_type
-    raise UnknownArchitectureError(f"transformers has no class {named}")
+        if (found := class_called(name)) is not None:
+            return _Built(found(config), unknown_type, is_certain=True)
+        if own and trusts_code:
+            import transformers
+
+            auto = getattr(transformers, _auto_class(auto_map, own, name))
+            return _Built(auto.from_config(config, trust_remote_code=True), "", is_certain=True)
+        nearest = nearest_class(config, name, code, keys, lambda found: found(config))
+        if nearest is not None:
+            return _Built(nearest(config), f"the class {name}" * bool(name), is_certain=not own)
+    raise UnknownArchitectureError(f"it has no class {name or config.model_type}")
+
+
+def _auto_class(auto_map: Mapping[str, Any], kinds: list[str], name: str) -> str:
+    """Return the Auto class that leads to the class `name`, or to any model."""
+    leading = [kind for kind in kinds if str(auto_map[kind]).endswith(f".{name}")]
+    return (leading or kinds)[0]
+
+
+def _parse_config(
+    folder: Path, name: str, code: Mapping[str, list[str]], *, trusts_code: bool
+) -> tuple[Any, bool]:
+    """Return transformers' config, and whether it is by the `model_type`.
+
+    It is else that of a class that `name` leads to.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_code), True
+    except Exception:
+        for found in related_classes(name, code):
+            if found.config_class is not None:
+                config = read_json(folder / CONFIG)
+                return found.config_class.from_dict(_without(config, {"model_type"})), False
+        raise
 
 
 def check_module_counts(config: Mapping[str, Any]) -> None:
@@ -193,24 +247,6 @@ def check_module_counts(config: Mapping[str, Any]) -> None:
             check_module_counts(value)
         elif isinstance(value, int) and value > _MAX_MODULES and _COUNT.search(name):
             raise UnknownArchitectureError(f"{name} is {value:,}, more than any model has")
-
-
-def _model_class(config: Any) -> Any:
-    import transformers
-
-    if config.architectures:
-        # The config may come from a repository: nothing but a model is built because it says so.
-        named = getattr(transformers, str(config.architectures[0]), None)
-        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
-        return named if is_model else None
-    for mapping in (
-        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        transformers.MODEL_MAPPING,
-    ):
-        if type(config) in mapping:
-            return mapping[type(config)]
-    return None
 
 
 @contextmanager

@@ -67,7 +67,8 @@ def check_with_loader(tensors: Iterable[PlannedTensor], architecture: Architectu
     """Load the planned tensors, without data, into the model.
 
     Returns:
-        Why the loader could not be asked, if so; names and shapes were compared without it.
+        Warnings: why the loader could not be asked, if names and shapes were compared without it;
+        what does not fit a class that is not certain to be the model's.
 
     Raises:
         CheckpointError: a name or shape is not what the model has; all are listed.
@@ -86,8 +87,11 @@ def check_with_loader(tensors: Iterable[PlannedTensor], architecture: Architectu
         )
     problems = verdict.problems()
     if problems:
+        found = f"{architecture.model_class.__name__} would not load whole: {'; '.join(problems)}"
+        if not architecture.is_certain:
+            return [*warnings, found]
         raise CheckpointError(
-            f"{architecture.model_class.__name__} would not load whole: " + "; ".join(problems),
+            found,
             "Correct names with --rename or --model-key, or check that the config is this "
             "model's; --no-check-model converts all the same.",
         )

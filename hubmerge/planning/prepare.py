@@ -7,7 +7,7 @@ transformers is only asked where there is a config, and only then imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -146,7 +146,7 @@ def _what_is_known(
     config_assets = _with_config(assets_dir, base_dir)
     if config_assets is None:
         return _Known(ModelSpec(None, None, reference, same, all_zero), warnings)
-    architecture = _architecture(config_assets, options, warnings)
+    architecture = _architecture(config_assets, checkpoint.tensors, options, warnings)
     spec = ModelSpec(
         config_assets.config, architecture, reference, same, all_zero, modules=config_assets.modules
     )
@@ -178,20 +178,37 @@ def _with_config(*folders: Path | None) -> Assets | None:
 
 
 def _architecture(
-    assets: Assets, options: NamingOptions, warnings: list[str]
+    assets: Assets, keys: Collection[str], options: NamingOptions, warnings: list[str]
 ) -> Architecture | None:
     if assets.library in ("diffusers", "lerobot"):
         warnings.append(
             f"the names are not checked: {assets.library} loads this model, not transformers"
         )
         return None
+    trusts_code = options.trust_remote_code
     try:
-        return load_architecture(assets, trust_remote_code=options.trust_remote_code)
+        found = load_architecture(assets, trust_remote_code=trusts_code, keys=keys)
     except UnknownArchitectureError as error:
+        has_code = not trusts_code and (assets.config or {}).get("auto_map")
         warnings.append(
-            f"the names cannot be checked: transformers cannot build this model ({error})"
+            f"the names cannot be checked: transformers cannot build this model ({error}); which "
+            "weights are tied, how experts are stored on the Hub and what stays in float32 are "
+            "not known either" + "; --trust-remote-code runs the model's own code" * bool(has_code)
         )
         return None
+    nearest = found.model_class.__name__
+    if not found.is_certain:
+        warnings.append(
+            f"{found.stands_for or 'the class of the model'} is defined by code that comes with "
+            f"it: names are only compared with those of {nearest}, and keep the layout that they "
+            "have in the checkpoint; --trust-remote-code runs the code"
+        )
+    elif found.stands_for:
+        warnings.append(
+            f"config.json names {found.stands_for}, which transformers does not have: "
+            f"names, ties and precision are those of {nearest}"
+        )
+    return found
 
 
 def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
