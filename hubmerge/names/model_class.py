@@ -146,6 +146,6 @@ def _fit(model: Any, keys: Collection[str]) -> int:
     """Return how well the checkpoint's names are the model's: the higher, the better."""
     names = set(model.state_dict())
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    rule, _, known = best_rule(keys, names)
+    rule, known = best_rule(keys, names)
     missing = len(names - tied - {rule(key) for key in keys})
     return known - missing

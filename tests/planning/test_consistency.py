@@ -226,7 +226,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_a_warning(
 
 
 OMNI = {
-    "model_type": "qwen2_5_omni",
+    "model_type": "omni-of-tomorrow",
     "architectures": ["Unknown"],
     "thinker_config": {},
     "talker_config": {},
