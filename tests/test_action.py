@@ -133,7 +133,7 @@ def test_inputs_that_are_refused(inputs: dict[str, str], said: str, hub: Hub, ru
 @pytest.mark.parametrize("transport", ["lfs"])
 def test_the_commands_exit_code_is_the_actions(hub: Hub, run: Run) -> None:
     """A refused token ends the step with the command's code; error and hint are annotated."""
-    outcome = run(token=hub.tokens["read"], model_assets_dir="")
+    outcome = run(token=hub.tokens["read"])
     assert (outcome.code, outcome.outputs) == (6, {})
     error, hint = re.findall(r"^((?:Error|Hint): .*)$", outcome.text, re.MULTILINE)
     assert f"\n::error title=hubmerge push failed::{error}%0A{hint}\n" in outcome.text
@@ -223,7 +223,7 @@ def test_all_options_are_inputs(action: dict[str, Any]) -> None:
     """The file has just the inputs that its script makes of the declared options."""
     written = runpy.run_path(str(SCRIPT.with_name("inputs.py")))["written"]
     assert ACTION.read_text() == written(ACTION.read_text())
-    here_only = {"no-push", "save-dir", "overwrite", "dry-run", "json", "quiet"}
+    here_only = {"no-push", "save-dir", "overwrite", "dry-run", "json", "quiet", "verbose"}
     options = {flag_of(declared).removeprefix("--") for declared, _ in declared_in(*PUSH_GROUPS)}
     assert set(action["inputs"]) == (options - here_only) | {"trusted-publisher"}
 
