@@ -25,6 +25,7 @@ from hubmerge.names.draft import Draft
 from hubmerge.names.experts import to_hub_layout
 from hubmerge.names.foreign_names import foreign_names
 from hubmerge.names.left_out import AllZero
+from hubmerge.names.module_names import HEADS
 from hubmerge.names.options import DEFAULT_NAMING, NamingOptions, parse_rename
 from hubmerge.names.packed import refuse_packed
 from hubmerge.names.precision import Precision
@@ -80,7 +81,7 @@ def name_weights(
     """Decide the name of every stored tensor, or why it is dropped.
 
     Args:
-        dtype: what floating tensors become, where nothing says otherwise of one.
+        dtype: what floating tensors become, unless something says otherwise of one.
 
     Raises:
         NoModelWeightsError: nothing in the checkpoint is part of a model.
@@ -195,7 +196,9 @@ def _strip_prefix(draft: Draft, known: Known, own: str, options: NamingOptions) 
             draft.why.append(str(rule))
     if rule.stripped and not options.include:
         for name in names:
-            if not name.startswith(rule.stripped) and name not in known:
+            # A head is not left out: if the model has none, it is not that of the config.
+            is_head = name.partition(".")[0] in HEADS
+            if not (name.startswith(rule.stripped) or name in known or is_head):
                 reason = f"outside '{rule.stripped}'"
                 draft.drop(draft.tensors.pop(name), reason, may_be_trained=True)
     draft.rename({name: rule(name) for name in draft.tensors}, "")
@@ -205,7 +208,7 @@ def _strip_prefix(draft: Draft, known: Known, own: str, options: NamingOptions) 
 
 
 def _warn_of_strange_names(draft: Draft) -> None:
-    """Names of the usual kind need no word; of others, only a config could tell."""
+    """Warn of names that only a config could tell to be right."""
     strange = [
         (name, tensor.key)
         for name, tensor in draft.tensors.items()
@@ -220,7 +223,7 @@ def _warn_of_strange_names(draft: Draft) -> None:
 
 
 def _renamed(names: Collection[str], options: NamingOptions) -> dict[str, str | None]:
-    """Each name after the user's rules."""
+    """Return each name after the user's rules."""
     rules = [parse_rename(rule) for rule in options.rename]
     result: dict[str, str | None] = {}
     for name in names:

@@ -128,7 +128,7 @@ def _reason_to_drop(
 ) -> str:
     """Return why a tensor is none of the model's; "" if it may be one."""
     what = state.get(tensor.key, "")
-    if matches_any(options.exclude, tensor.key):
+    if options.exclude and matches_any(options.exclude, tensor.key):
         return "--exclude"
     if not tensor.key.startswith(prefix):
         return f"not under '{prefix[:-1]}'"

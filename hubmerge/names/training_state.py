@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from hubmerge.checkpoint.schema import StoredTensor
@@ -49,37 +50,50 @@ _NEARLY_ALL = 0.9
 _WEIGHT_OF_LAYER = re.compile(r"(?:^|\.)\d+\..*weight$")
 
 
-def training_state(tensors: Collection[StoredTensor]) -> dict[str, str]:
+def training_state(tensors: Iterable[StoredTensor]) -> dict[str, str]:
     """Return the keys of what is no weight, each with what it is."""
-    moments = _optimizer_keys([tensor.key for tensor in tensors])
-    found = {tensor.key: OPTIMIZER for tensor in tensors if tensor.key in moments}
+    found: dict[str, str] = {}
+    unknown: list[StoredTensor] = []
     others: dict[str, list[StoredTensor]] = defaultdict(list)
     for tensor in tensors:
-        segments = [] if tensor.key in found else _outer_segments(tensor)
-        if "_extra_state" in tensor.key.split("."):
-            found[tensor.key] = "extra state"
-        elif any(map(_OPTIMIZER_WORD.fullmatch, segments)):
+        word = next(filter(is_state_word, _outer_segments(tensor)), None)
+        if word is not None and _is_optimizer(word):
             found[tensor.key] = OPTIMIZER
-        elif word := next(filter(_TRAINER_WORD.fullmatch, segments), None):
+        elif "_extra_state" in tensor.key and "_extra_state" in tensor.key.split("."):
+            found[tensor.key] = "extra state"
+        elif word is not None:
             others[word].append(tensor)
+        else:
+            unknown.append(tensor)
     for word, members in others.items():
-        # A dict that is called `trainer` may hold the model.
-        if not any(len(t.shape) > 1 and _WEIGHT_OF_LAYER.search(t.key) for t in members):
+        # A dict that is called `trainer` may hold the model, and the optimizer.
+        if any(len(t.shape) > 1 and _WEIGHT_OF_LAYER.search(t.key) for t in members):
+            inner = {t.key.partition(f"{word}.")[2]: t for t in members}
+            nested = training_state(replace(t, key=k, path=None) for k, t in inner.items() if k)
+            found.update((inner[key].key, what) for key, what in nested.items())
+        else:
             found.update(dict.fromkeys((t.key for t in members), f"{word} state"))
+    found.update(dict.fromkeys(_optimizer_keys([t.key for t in unknown]), OPTIMIZER))
     return found
 
 
+@lru_cache(maxsize=4096)
 def is_state_word(segment: str) -> bool:
     """Return whether a dict of this name holds training state."""
-    return bool(_OPTIMIZER_WORD.fullmatch(segment) or _TRAINER_WORD.fullmatch(segment))
+    return _is_optimizer(segment) or _TRAINER_WORD.fullmatch(segment) is not None
 
 
-def _outer_segments(tensor: StoredTensor) -> list[str]:
-    """The names of the dicts that a tensor was saved in, and the first segment of its own."""
+@lru_cache(maxsize=4096)
+def _is_optimizer(segment: str) -> bool:
+    return _OPTIMIZER_WORD.fullmatch(segment) is not None
+
+
+def _outer_segments(tensor: StoredTensor) -> Sequence[str]:
+    """Return the names of the dicts that a tensor was saved in, or the first of its key."""
     if tensor.path is not None and len(tensor.path) > 1:
-        return [*tensor.path[:-1]]
+        return tensor.path[:-1]
     first, _, rest = tensor.key.partition(".")
-    return [first, rest.partition(".")[0]] if first in _CONTAINERS else [first]
+    return (first, rest.partition(".")[0]) if first in _CONTAINERS else (first,)
 
 
 def _optimizer_keys(keys: Collection[str]) -> set[str]:

@@ -1,8 +1,8 @@
 """From a folder and options to a plan that the model's own loader has accepted.
 
-    locate -> read -> what is known of the model -> names -> plan -> assets -> the loader's verdict
+    locate -> read -> what is known of the model -> names -> plan -> assets -> the loader's check
 
-transformers is only asked where there is a config, and only then imported.
+transformers is asked only if there is a config, and only then imported.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _kept_in_fp32(assets: Assets, warnings: list[str]) -> tuple[str, ...]:
 
 
 def _with_config(*folders: Path | None) -> Assets | None:
-    """The assets of the first folder that has a config."""
+    """Return the assets of the first folder that has a config."""
     for folder in folders:
         if folder is not None:
             assets = collect_assets(folder, None)
@@ -227,7 +227,7 @@ def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:
 
 
 def _loaded_by_transformers(plan: Plan, truth: ModelSpec) -> Iterator[PlannedTensor]:
-    """The tensors without those of layers that only servers load."""
+    """Return the tensors without those of layers that only servers load."""
     promises, known = promised_mtp(truth.config or {}), truth.known_names()
     for shard in plan.model_shards:
         for tensor in shard.tensors:

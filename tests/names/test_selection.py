@@ -11,7 +11,7 @@ from hubmerge.names.naming import ModelSpec, name_weights
 from hubmerge.names.options import NamingOptions
 from hubmerge.names.reference import Reference
 from hubmerge.names.weights import Naming
-from tests.support.checkpoints.described import HIDDEN, LLAMA, described, moments, under
+from tests.support.checkpoints.described import BASE, HIDDEN, LLAMA, described, moments, under
 
 CRITIC = {**{n: s for n, s in LLAMA.items() if n != "lm_head.weight"}, "v_head.weight": (1, HIDDEN)}
 NUMBERED = list(LLAMA.values())
@@ -129,6 +129,14 @@ def test_what_stands_outside_is_named() -> None:
     assert "state_dict.criterion.weight" in said
     assert ": scale" in said
     assert "seen" not in said
+
+
+def test_a_head_is_not_left_out() -> None:
+    """A base model's config beside a checkpoint with a head is the wrong one: it stays."""
+    spec = ModelSpec(reference=Reference("base", dict.fromkeys(BASE, "f"), {}))
+    naming = name_weights(described(LLAMA | {"v_head.weight": (1, HIDDEN)}), truth=spec)
+    assert names_of(naming) == {*BASE, "lm_head.weight"}
+    assert any("v_head.weight" in warning for warning in naming.warnings)
 
 
 def test_integers_that_a_model_needs_are_kept() -> None:
