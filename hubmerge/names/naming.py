@@ -77,11 +77,14 @@ def name_weights(
     options: NamingOptions = DEFAULT_NAMING,
     truth: ModelSpec | None = None,
     dtype: str = "auto",
+    *,
+    dtype_is_given: bool = True,
 ) -> Naming:
     """Decide the name of every stored tensor, or why it is dropped.
 
     Args:
         dtype: what floating tensors become, unless something says otherwise of one.
+        dtype_is_given: whether the user chose it, see `Precision`.
 
     Raises:
         NoModelWeightsError: nothing in the checkpoint is part of a model.
@@ -106,7 +109,15 @@ def name_weights(
                 "--mode full: the adapter is left out, not merged into the weights"
             )
         refuse_packed(draft.tensors, is_peft=is_adapter)
-        naming = _name_model(draft, options, truth, dtype)
+        precision = Precision(
+            dtype,
+            options,
+            truth.architecture,
+            truth.reference,
+            stored=draft.tensors.values(),
+            is_given=dtype_is_given,
+        )
+        naming = _name_model(draft, options, truth, precision)
     naming.warnings.extend(left_out.warnings_for(draft.lost, truth.is_all_zero))
     return naming
 
@@ -147,7 +158,9 @@ def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
     )
 
 
-def _name_model(draft: Draft, options: NamingOptions, truth: ModelSpec, dtype: str) -> Naming:
+def _name_model(
+    draft: Draft, options: NamingOptions, truth: ModelSpec, precision: Precision
+) -> Naming:
     others = take_modules(draft, truth.modules)
     prefix = own_prefix(draft.shapes)  # not of names that the user gives
     draft.rename(_renamed(draft.tensors, options), "")
@@ -163,12 +176,11 @@ def _name_model(draft: Draft, options: NamingOptions, truth: ModelSpec, dtype: s
         config = truth.config or {}
         stored = {name: family.reordered(name, view, config) for name, view in stored.items()}
     layout = to_hub_layout(stored, options.experts, truth.architecture, truth.reference)
-    precision = Precision(dtype, options, truth.architecture, truth.reference)
     weights = []
     for name, (name_in_memory, part) in layout.parts.items():
         kept = precision.dtype(name, name_in_memory, part.sources[0])
         weights.append(Weight(name, part, kept))
-    warnings = [*draft.warnings, *layout.warnings]
+    warnings = [*draft.warnings, *layout.warnings, *precision.warnings()]
     files = None
     if truth.reference is not None:
         different = differences((w.name for w in weights), truth.reference.files)
@@ -177,7 +189,8 @@ def _name_model(draft: Draft, options: NamingOptions, truth: ModelSpec, dtype: s
         if options.like_base_shards:
             files = assign_files((w.name for w in weights), truth.reference)
     weights += others
-    return Naming(weights, draft.dropped, "; ".join(draft.why), warnings, files)
+    notes = precision.notes()
+    return Naming(weights, draft.dropped, "; ".join(draft.why), warnings, files, notes)
 
 
 def _strip_prefix(draft: Draft, known: Known, own: str, options: NamingOptions) -> None:

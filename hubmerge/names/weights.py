@@ -60,6 +60,7 @@ class Naming:
         dropped: the stored tensors that are not published.
         layout: what the checkpoint looks like, in a few words.
         warnings: what a user should know, one sentence each.
+        notes: facts that ask for nothing, one sentence each.
         files: the file of each name, if that is not left to the plan.
     """
 
@@ -68,3 +69,4 @@ class Naming:
     layout: str
     warnings: list[str] = field(default_factory=list)
     files: Mapping[str, str] | None = None
+    notes: list[str] = field(default_factory=list)

@@ -35,7 +35,7 @@ def record_options(options: PlanOptions, plan: Plan) -> dict[str, Any]:
     defaults = asdict(DEFAULT_NAMING)
     return {
         **({"base": LOCAL_BASE} if is_local else {}),
-        "dtype": options.dtype or DEFAULT_DTYPE,
+        "dtype": options.dtype,
         "shard_size": options.shard_size or DEFAULT_SHARD_SIZE,
         "naming": {k: v for k, v in asdict(naming).items() if v != defaults[k]},
     }
@@ -72,7 +72,7 @@ def recalled_options(recorded: dict[str, Any], given: PlanOptions) -> PlanOption
     try:
         naming = _recalled_naming(recorded["naming"]) | given.naming.given_values()
         made_with: dict[str, Any] = {
-            "dtype": _text(recorded["dtype"]),
+            "dtype": None if recorded["dtype"] is None else _text(recorded["dtype"]),
             "shard_size": _of_type(int, recorded["shard_size"]),
         }
         values = made_with | given.given_values() | {"naming": NamingOptions(**naming)}

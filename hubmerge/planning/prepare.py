@@ -84,7 +84,9 @@ def prepare(
         files = find_adapter_files(located.folder, load_dir, assets_dir, wanted)
     truth = replace(known.truth, adapter=files.spec)
     wanted = replace(wanted, keep_dtype=(*wanted.keep_dtype, *known.kept_in_fp32))
-    naming = name_weights(checkpoint, wanted, truth, dtype)
+    naming = name_weights(
+        checkpoint, wanted, truth, dtype, dtype_is_given=options.dtype is not None
+    )
     naming.warnings[:0] = [*located.warnings, *known.warnings]
     plan = make_plan(
         checkpoint,
@@ -92,7 +94,7 @@ def prepare(
         dtype=dtype,
         shard_size=options.shard_size or DEFAULT_SHARD_SIZE,
         allow_overflow=wanted.allow_overflow,
-        notes=(*located.notes, *_folders_of(located)),
+        notes=(*located.notes, *_folders_of(located), *naming.notes),
         stem=known.stem,
     )
     if plan.is_adapter:
