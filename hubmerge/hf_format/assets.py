@@ -108,6 +108,13 @@ class Assets:
         """Return the file of this name; None if there is none."""
         return next((asset for asset in self.files if asset.name == name), None)
 
+    def with_dtype(self, dtype: str | None) -> Assets:
+        """Return the same assets, the config with the dtype that the weights have."""
+        asset = self.get(CONFIG)
+        if asset is None or dtype is None:
+            return self
+        return self.with_config(_with_dtype(asset.read(), dtype).decode())
+
     def with_config(self, text: str) -> Assets:
         """Return the same assets with another text of `config.json`."""
         files = tuple(

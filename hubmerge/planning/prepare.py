@@ -35,6 +35,7 @@ from hubmerge.planning.adapter import (
     check_adapter_plan,
     find_adapter_files,
 )
+from hubmerge.planning.assets_beside import find_assets_beside
 from hubmerge.planning.consistency import reconcile
 from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOptions
 from hubmerge.planning.plan import Plan, PlannedTensor, make_plan
@@ -76,11 +77,15 @@ def prepare(
     checkpoint = read_checkpoint(located.folder)
     if located.is_ema:
         wanted = replace(wanted, ema=False)  # done: no copy inside the checkpoint is meant
-    if assets_dir is not None or wanted.base_model is not None:
+    may_be_adapter = may_hold_adapter(checkpoint.tensors) and wanted.mode != "full"
+    beside = None
+    if assets_dir is None and not may_be_adapter:
+        beside = find_assets_beside(located.folder, load_dir)
+    if (assets_dir or beside or wanted.base_model) is not None:
         progress.status("Checking names with transformers…")
-    known = _what_is_known(checkpoint, assets_dir, wanted)
+    known = _what_is_known(checkpoint, assets_dir, beside, wanted)
     files = AdapterFiles(None, None)
-    if may_hold_adapter(checkpoint.tensors) and wanted.mode != "full":
+    if may_be_adapter:
         files = find_adapter_files(located.folder, load_dir, assets_dir, wanted)
     truth = replace(known.truth, adapter=files.spec)
     wanted = replace(wanted, keep_dtype=(*wanted.keep_dtype, *known.kept_in_fp32))
@@ -102,7 +107,9 @@ def prepare(
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         return plan, adapter_assets(files, assets_dir)
     assets = reconcile(
-        collect_assets(assets_dir, plan.main_dtype),
+        beside.with_dtype(plan.main_dtype)
+        if beside is not None
+        else collect_assets(assets_dir, plan.main_dtype),
         plan,
         known.truth.architecture,
         must_load=wanted.check_model,
@@ -115,7 +122,10 @@ def prepare(
 
 
 def _what_is_known(
-    checkpoint: Checkpoint, assets_dir: Path | None, options: NamingOptions
+    checkpoint: Checkpoint,
+    assets_dir: Path | None,
+    beside: Assets | None,
+    options: NamingOptions,
 ) -> _Known:
     base_dir = find_base_model(options.base_model) if options.base_model is not None else None
     warnings: list[str] = []
@@ -145,7 +155,7 @@ def _what_is_known(
         except CheckpointError:
             return False  # it is not part of the model, and need not be whole
 
-    config_assets = _with_config(assets_dir, base_dir)
+    config_assets = beside or _with_config(assets_dir, base_dir)
     if config_assets is None:
         return _Known(ModelSpec(None, None, reference, same, all_zero), warnings)
     architecture = _architecture(config_assets, checkpoint.tensors, options, warnings)
