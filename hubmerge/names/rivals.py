@@ -29,7 +29,7 @@ class Rival:
 
     @property
     def is_ema(self) -> bool:
-        return any(map(is_ema, self.key.split(".")))
+        return is_ema(self.key.rpartition(".")[2])
 
     @property
     def is_master(self) -> bool:

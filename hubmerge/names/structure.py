@@ -179,7 +179,7 @@ def own_prefix(shapes: Shapes) -> str:
 
 def _begins_anew(names: Iterable[str], prefix: str, base: str) -> bool:
     """Return whether a whole model is inside an attribute that is called like a base model."""
-    anew = (f"{prefix}{base}.", f"{prefix}lm_head.")
+    anew = (f"{prefix}{base}.", f"{prefix}lm_head.", f"{prefix}module.")
     return any(name.startswith(anew) for name in names)
 
 

@@ -28,8 +28,13 @@ AVERAGES: dict[str, dict[str, Any]] = {
     "ema_model": {"model": LLAMA, "ema_model": under("module.", LLAMA) | {"n_averaged": ()}},
     "swa": {"state": {"model": LLAMA, "swa": {"model": LLAMA}, "optim": moments(LLAMA)}},
     "net": under("net.", LLAMA) | under("net_ema.", LLAMA),
+    "one object": {"ema": under("online_model.", LLAMA) | under("ema_model.", LLAMA)},
     "inside": {"model": under("model.", LLAMA) | under("ema.", LLAMA)},
 }
+
+
+def _is_averaged(key: str) -> bool:
+    return "online" not in key and ("ema" in key or "swa" in key)
 
 
 @pytest.mark.parametrize("paths", [True, False])
@@ -40,11 +45,11 @@ def test_an_average_beside_the_model(kind: str, paths: bool) -> None:
     checkpoint = described(AVERAGES[kind], dtypes=counter, paths=paths)
     naming = name_weights(checkpoint)
     assert names_of(naming) == set(LLAMA)
-    assert not any("ema" in w.key or "swa" in w.key for w in naming.weights)
+    assert not any(_is_averaged(w.key) for w in naming.weights)
     assert any("EMA copy (--ema" in warning for warning in naming.warnings)
     averaged = name_weights(checkpoint, NamingOptions(ema=True))
     assert names_of(averaged) == set(LLAMA)
-    assert all("ema" in w.key or "swa" in w.key for w in averaged.weights)
+    assert all(_is_averaged(w.key) for w in averaged.weights)
 
 
 @pytest.mark.parametrize("state", [

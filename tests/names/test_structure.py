@@ -52,6 +52,7 @@ VLM = under("model.language_model.", BASE) | under("model.visual.blocks.", LAYER
         ({"net.0.weight": (2, 2), "net.2.weight": (2, 2)}, ""),
         (under("model.", LLAMA), "model."),
         (under("model.model.", LLAMA), "model.model."),
+        (under("model.module.", LLAMA), "model.module."),
         (under("policy.", LLAMA), "policy."),
         (under("policy.", BASE), "policy."),
         (under("student.net.", under("model.", BASE)), "student.net."),
