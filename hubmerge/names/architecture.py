@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.hf_format.asset_names import CONFIG
 from hubmerge.hf_format.assets import Assets, read_json
-from hubmerge.names.conversion_rules import reverse_conversion
+from hubmerge.names.conversion_rules import OnHub, reverse_conversion, stand_ins
 from hubmerge.names.model_class import bases_in, class_called, nearest_class, related_classes
 from hubmerge.names.views import TensorView
 from hubmerge.system.offline import no_network
@@ -72,18 +71,32 @@ class Architecture:
     def model_class(self) -> Any:
         return type(self.model)
 
-    def to_hub(self, stored: Mapping[str, TensorView]) -> dict[str, TensorView]:
-        """What `save_pretrained` would make of these, by the names of the Hub's layout."""
-        return reverse_conversion(self.model, stored) if self.is_certain else dict(stored)
+    def to_hub(self, stored: Mapping[str, TensorView]) -> OnHub:
+        """Return what `save_pretrained` would make of these tensors, by name in memory.
+
+        A tensor whose rule takes others that are missing keeps its name in memory.
+        """
+        if not self.is_certain:
+            return OnHub.unchanged(stored)
+        alone = {
+            name
+            for made_of in self._on_hub.made_of.values()
+            if not stored.keys() >= set(made_of)
+            for name in made_of
+        }
+        whole = {name: view for name, view in stored.items() if name not in alone}
+        on_hub = reverse_conversion(self.model, whole)
+        return on_hub.with_unchanged({name: stored[name] for name in stored if name in alone})
 
     @cached_property
     def hub_shapes(self) -> dict[str, tuple[int, ...]]:
         """The names that `save_pretrained` gives, ties included, with their shapes."""
-        own = {
-            name: TensorView.whole(StoredTensor(name, "", shape, ()))
-            for name, shape in self.names.items()
-        }
-        return {name: part.shape for name, part in self.to_hub(own).items()}
+        return {name: view.shape for name, view in self._on_hub.tensors.items()}
+
+    @cached_property
+    def _on_hub(self) -> OnHub:
+        own = stand_ins(self.names)
+        return reverse_conversion(self.model, own) if self.is_certain else OnHub.unchanged(own)
 
     def build_again(self) -> Any:
         """Build another model of the same kind."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from hubmerge.errors import UsageError
 from hubmerge.names.architecture import Architecture
+from hubmerge.names.conversion_rules import OnHub
 from hubmerge.names.reference import Reference
 from hubmerge.names.views import TensorView
 
@@ -27,61 +28,104 @@ _STYLES = (
     (".mlp.", ".block_sparse_moe.", {"gate": "w1", "up": "w3", "down": "w2"}),
 )
 
-Parts = dict[str, TensorView]
+Views = dict[str, TensorView]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of the model by Hub name, each with its name in memory."""
+    """The tensors of the model as they are published.
 
-    parts: dict[str, tuple[str, TensorView]]
+    Attributes:
+        views: by name on the Hub, each with a name that it has in memory.
+        ignored: names in memory that `save_pretrained` leaves out.
+        warnings: what a user should know.
+    """
+
+    views: dict[str, tuple[str, TensorView]]
+    ignored: tuple[str, ...]
     warnings: list[str]
 
 
+@dataclass
+class _Group:
+    """Tensors in memory, and those on the Hub that are made of them together."""
+
+    in_memory: Views
+    on_hub: Views
+
+
 def to_hub_layout(
-    stored: Parts, wanted: str, architecture: Architecture | None, reference: Reference | None
+    stored: Views, wanted: str, architecture: Architecture | None, reference: Reference | None
 ) -> Layout:
     """Bring tensors from the names and shapes they have in memory to those on the Hub.
 
     Args:
         stored: by name in memory, prefixes stripped.
         wanted: ``auto``, ``fused`` or ``split``, see `NamingOptions`.
+        architecture: what transformers makes of the config.
+        reference: the base model.
 
     Raises:
         UsageError: experts shall be split that have no layout of their own each.
     """
     joined = _fuse_gate_up(stored, architecture)
-    on_hub = _to_hub(joined, architecture)
+    on_hub = _on_hub(joined, architecture)
     known = set(reference.files) if reference else set()
     result: dict[str, tuple[str, TensorView]] = {}
-    warnings: list[str] = []
-    for name, part in joined.items():
-        as_hub = on_hub[name]
-        choice = as_hub if len(as_hub) > 1 else None
-        if choice is None and _STACK.fullmatch(name) and len(part.shape) == 3:
-            choice = _split_by_name(
-                name, part, joined, known, force=wanted == "split" and not architecture
+    warnings = [
+        f"transformers' own rule {rule}: those tensors keep the layout that they have in memory"
+        for rule in on_hub.refused
+    ]
+    for group in _groups(joined, on_hub):
+        name, view = next(iter(group.in_memory.items()))
+        is_split = len(group.on_hub) > len(group.in_memory)
+        choice = group.on_hub
+        if _is_stack(group.in_memory) and not is_split:
+            split = _split_by_name(
+                name, view, joined, known, force=wanted == "split" and not architecture
             )
-            if wanted == "split" and choice is None:
+            if wanted == "split" and split is None:
                 raise UsageError(
                     f"--experts split: no layout is known with one tensor for each of {name!r}",
                     "Leave the option out: the Hub's layout of this architecture is fused.",
                 )
-            if choice is None and not architecture and not known and not warnings:
+            if split is None and not architecture and not known and not warnings:
                 warnings.append(
                     f"experts are stored stacked ({name!r}) and stay so: only a config that "
                     "transformers knows or --base-model tells the Hub's layout; --experts split "
                     "gives each its own tensors"
                 )
-        if choice is None:
-            choice = as_hub
-        elif wanted == "fused" or (wanted == "auto" and name in known and not known >= set(choice)):
-            choice = {name: part}
-        result.update({hub_name: (name, piece) for hub_name, piece in choice.items()})
-    return Layout(result, warnings)
+            is_split, choice = split is not None, split or choice
+        if (wanted == "fused" and is_split and "experts" in name) or (
+            wanted == "auto" and known >= set(group.in_memory) and not known >= set(choice)
+        ):
+            choice = group.in_memory
+        result.update({hub_name: (name, one) for hub_name, one in choice.items()})
+    return Layout(result, on_hub.ignored, warnings)
 
 
-def _fuse_gate_up(stored: Parts, architecture: Architecture | None) -> Parts:
+def _groups(stored: Views, on_hub: OnHub) -> list[_Group]:
+    """Group the names in memory by the tensors on the Hub that they have in common."""
+    group_of: dict[str, _Group] = {}
+    for hub_name, view in on_hub.tensors.items():
+        names = on_hub.made_of[hub_name]
+        group = _Group({}, {})
+        for name in names:
+            other = group_of.get(name) or _Group({name: stored[name]}, {})
+            if other is not group:
+                group.in_memory |= other.in_memory
+                group.on_hub |= other.on_hub
+                group_of |= dict.fromkeys(other.in_memory, group)
+        group.on_hub[hub_name] = view
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def _is_stack(in_memory: Views) -> bool:
+    (name, view), *others = in_memory.items()
+    return not others and len(view.shape) == 3 and _STACK.fullmatch(name) is not None
+
+
+def _fuse_gate_up(stored: Views, architecture: Architecture | None) -> Views:
     """Gate and up projections that are stored apart as the one tensor that transformers has."""
     joined = dict(stored)
     for name in stored:
@@ -99,52 +143,46 @@ def _fuse_gate_up(stored: Parts, architecture: Architecture | None) -> Parts:
     return joined
 
 
-def _without_suffix(parts: Parts, architecture: Architecture) -> Iterator[tuple[str, TensorView]]:
+def _without_suffix(views: Views, architecture: Architecture) -> Iterator[tuple[str, TensorView]]:
     """``experts.down_proj.weight`` of older trainers is ``experts.down_proj``."""
-    for name, part in parts.items():
+    for name, view in views.items():
         plain = name.removesuffix(".weight")
         is_stack = name not in architecture.names and plain in architecture.names
-        yield (plain if is_stack and _STACK.fullmatch(name) else name), part
+        yield (plain if is_stack and _STACK.fullmatch(name) else name), view
 
 
-def _to_hub(stored: Parts, architecture: Architecture | None) -> dict[str, Parts]:
-    """By name in memory, the Hub's tensors that transformers would make of each."""
-    result: dict[str, Parts] = {name: {} for name in stored}
-    known = {}
-    for name, part in stored.items():
-        if architecture is not None and name in architecture.names:
-            known[name] = part
-        else:
-            result[name] = {name: part}
-    names = {source.key: name for name, part in known.items() for source in part.sources}
-    converted = architecture.to_hub(known) if architecture is not None else {}
-    for hub_name, part in converted.items():
-        result[names[part.sources[0].key]][hub_name] = part
-    return result
+def _on_hub(stored: Views, architecture: Architecture | None) -> OnHub:
+    """Return what transformers would make of the tensors; those it does not know stay."""
+    names = architecture.names if architecture is not None else {}
+    unknown = {name: view for name, view in stored.items() if name not in names}
+    if architecture is None:
+        return OnHub.unchanged(unknown)
+    known = {name: view for name, view in stored.items() if name in names}
+    return architecture.to_hub(known).with_unchanged(unknown)
 
 
 def _split_by_name(
-    name: str, part: TensorView, stored: Parts, known: set[str], *, force: bool
-) -> Parts | None:
+    name: str, view: TensorView, stored: Views, known: set[str], *, force: bool
+) -> Views | None:
     """The experts' own tensors as a reference has them, or (`force`) as most models call them."""
     if not known and not force:
         return None
     for before, after, names in _STYLES:
         if before not in name:
             continue
-        split = _experts(name.replace(before, after) if before else name, part, stored, name, names)
+        split = _experts(name.replace(before, after) if before else name, view, stored, name, names)
         if split and (force or known >= set(split)):
             return split
     return None
 
 
 def _experts(
-    new_name: str, part: TensorView, stored: Parts, name: str, names: Mapping[str, str]
-) -> Parts | None:
+    new_name: str, view: TensorView, stored: Views, name: str, names: Mapping[str, str]
+) -> Views | None:
     stem, _, kind = new_name.removesuffix(".weight").rpartition(".")
     kind = kind.removesuffix("_proj")
-    result: Parts = {}
-    for number, expert in enumerate(part.unbind()):
+    result: Views = {}
+    for number, expert in enumerate(view.unbind()):
         if kind != "gate_up":
             result[f"{stem}.{number}.{names[kind]}.weight"] = expert
             continue

@@ -177,9 +177,13 @@ def _name_model(
         stored = {name: family.reordered(name, view, config) for name, view in stored.items()}
     layout = to_hub_layout(stored, options.experts, truth.architecture, truth.reference)
     weights = []
-    for name, (name_in_memory, part) in layout.parts.items():
-        kept = precision.dtype(name, name_in_memory, part.sources[0])
-        weights.append(Weight(name, part, kept))
+    for name, (name_in_memory, view) in layout.views.items():
+        kept = precision.dtype(name, name_in_memory, view.sources[0])
+        weights.append(Weight(name, view, kept))
+    for name in layout.ignored:
+        draft.drop(
+            stored[name].sources[0], "computed from the config: save_pretrained leaves it out"
+        )
     warnings = [*draft.warnings, *layout.warnings, *precision.warnings()]
     files = None
     if truth.reference is not None:

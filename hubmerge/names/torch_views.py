@@ -9,31 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from hubmerge.hf_format.dtypes import BY_NAME
 from hubmerge.names.views import NotAViewError, TensorView
 
 
-def to_torch(view: TensorView) -> Any:
-    """Return a torch tensor that stands for `view`."""
+class Recorded(NamedTuple):
+    """What a torch tensor stands for.
+
+    Attributes:
+        view: its elements.
+        names: those of the tensors that it was made of.
+    """
+
+    view: TensorView
+    names: tuple[str, ...]
+
+
+def to_torch(recorded: Recorded) -> Any:
+    """Return a torch tensor that stands for a view."""
     import torch
 
-    dtype = view.sources[0].dtype
+    dtype = recorded.view.sources[0].dtype
     known = getattr(torch, dtype) if dtype in BY_NAME else torch.float32
-    return _tensor_class()(view, known)
+    return _tensor_class()(recorded, known)
 
 
-def from_torch(tensor: Any) -> TensorView:
+def from_torch(tensor: Any) -> Recorded:
     """Return what such a tensor has become.
 
     Raises:
         NotAViewError: it is a tensor of its own.
     """
-    view = getattr(tensor, "hubmerge_view", None)
-    if not isinstance(view, TensorView):
-        raise NotAViewError(f"a tensor made by {type(tensor).__name__}")
-    return view
+    recorded = getattr(tensor, "recorded", None)
+    if not isinstance(recorded, Recorded):
+        raise NotAViewError("a tensor of its own")
+    return recorded
 
 
 @cache
@@ -41,13 +53,15 @@ def _tensor_class() -> Any:
     import torch
 
     class ViewTensor(torch.Tensor):
+        recorded: Recorded
+
         @staticmethod
-        def __new__(cls: Any, view: TensorView, dtype: Any) -> Any:
+        def __new__(cls: Any, recorded: Recorded, dtype: Any) -> Any:
             # On the CPU, where torch then puts the numbers of an index.
             tensor: Any = torch.Tensor._make_wrapper_subclass(
-                cls, view.shape, dtype=dtype, device=torch.device("cpu")
+                cls, recorded.view.shape, dtype=dtype, device=torch.device("cpu")
             )
-            tensor.hubmerge_view = view
+            tensor.recorded = recorded
             return tensor
 
         # Else torch would make each result into one of this class, without what it stands for.
@@ -61,24 +75,18 @@ def _tensor_class() -> Any:
             operation = _OPERATIONS.get(name)
             if operation is None:
                 raise NotAViewError(name)
-            result = operation(*(_views(arg) for arg in args), **(kwargs or {}))
-            dtype = _first_tensor(args).dtype
+            first, *others = args
+            recorded = list(map(from_torch, first if isinstance(first, list) else [first]))
+            views = [one.view for one in recorded]
+            given: Any = views if isinstance(first, list) else views[0]
+            result = operation(given, *others, **(kwargs or {}))
+            names = tuple(dict.fromkeys(name for one in recorded for name in one.names))
+            dtype = (first[0] if isinstance(first, list) else first).dtype
             if isinstance(result, list):
-                return [cls(view, dtype) for view in result]
-            return cls(result, dtype)
+                return [cls(Recorded(view, names), dtype) for view in result]
+            return cls(Recorded(result, names), dtype)
 
     return ViewTensor
-
-
-def _first_tensor(args: Any) -> Any:
-    return args[0][0] if isinstance(args[0], list) else args[0]
-
-
-def _views(value: Any) -> Any:
-    """Return an argument with views in place of the tensors that stand for them."""
-    if isinstance(value, (list, tuple)):
-        return [_views(one) for one in value]
-    return getattr(value, "hubmerge_view", value)
 
 
 def _slice(
@@ -103,15 +111,11 @@ def _index(view: TensorView, keys: list[Any]) -> TensorView:
     return view.take(dim, numbers.tolist())
 
 
-def _joined(
-    join: Callable[[list[TensorView], int], TensorView],
-) -> Callable[..., TensorView]:
-    def operation(views: list[Any], dim: int = 0) -> TensorView:
-        if not all(isinstance(view, TensorView) for view in views):
-            raise NotAViewError("a tensor of its own among views")
-        return join(views, dim)
-
-    return operation
+def _new_zeros(view: TensorView, size: list[int], **_: Any) -> TensorView:
+    """Padding, which is a view only if there is none to add."""
+    if 0 not in size:
+        raise NotAViewError("new_zeros")
+    return TensorView(tuple(size), view.parts)
 
 
 def _same(view: TensorView, **_: Any) -> TensorView:
@@ -124,8 +128,8 @@ _OPERATIONS: dict[str, Callable[..., TensorView | list[TensorView]]] = {
     "clone": _same,
     "detach": _same,
     "contiguous": _same,
-    "cat": _joined(TensorView.cat),
-    "stack": _joined(TensorView.stack),
+    "cat": TensorView.cat,
+    "stack": TensorView.stack,
     "view": TensorView.reshape,
     "reshape": TensorView.reshape,
     "_unsafe_view": TensorView.reshape,
@@ -142,4 +146,5 @@ _OPERATIONS: dict[str, Callable[..., TensorView | list[TensorView]]] = {
     "split_with_sizes": TensorView.split,
     "unbind": TensorView.unbind,
     "index": _index,
+    "new_zeros": _new_zeros,
 }

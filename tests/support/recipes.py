@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from hubmerge.names.torch_views import from_torch, to_torch
+from hubmerge.names.torch_views import Recorded, from_torch, to_torch
 from hubmerge.names.views import TensorView
 
 Tensors = list[torch.Tensor]
@@ -22,7 +22,8 @@ MAX_TENSORS = 6
 
 def on_views(operations: Sequence[Operation], views: Sequence[TensorView]) -> list[TensorView]:
     """What views become when torch does these operations to them."""
-    return [from_torch(t) for t in apply(operations, [to_torch(view) for view in views])]
+    tensors = [to_torch(Recorded(view, ())) for view in views]
+    return [from_torch(tensor).view for tensor in apply(operations, tensors)]
 
 
 def apply(operations: Sequence[Operation], tensors: Tensors) -> Tensors:
