@@ -22,6 +22,7 @@ from hubmerge.names.naming import holds_model
 from hubmerge.names.options import DEFAULT_NAMING, NamingOptions
 from hubmerge.options import has_type
 from hubmerge.planning.card import CARD, CardOptions, repository_named_in
+from hubmerge.planning.eval_results import read_eval_results
 from hubmerge.planning.inspection import Inspection, inspect_checkpoint
 from hubmerge.planning.options import PlanOptions, TorchDtype
 from hubmerge.planning.plan import Plan
@@ -345,7 +346,10 @@ def _publication(
 def _planned(
     load_dir: str | Path, repo_id: str | None, options: PlanOptions, progress: Progress
 ) -> Publication:
+    results = options.eval_results
+    more = (read_eval_results(Path(results)),) if results is not None else ()
     planned, assets = prepare(Path(load_dir), options, progress)
+    assets = replace(assets, files=(*assets.files, *more))
     return Publication(planned, assets, _card_options(options), repo_id, options)
 
 
