@@ -39,6 +39,7 @@ from hubmerge.hf_format.filenames import (
     is_pickled_weights,
     is_weights,
 )
+from hubmerge.hf_format.other_weights import consolidated, other_weights
 from hubmerge.planning.plan import Plan
 from hubmerge.system.disk import (
     PARTIAL_SUFFIX,
@@ -193,7 +194,7 @@ class OutputFolder:
         old = set(files_to_remove(names, self.finished, is_adapter=self._is_adapter))
         for name in filter(self._is_weights, names):
             is_ours = name in self._planned or name.endswith(PARTIAL_SUFFIX)
-            is_ours |= self._overwrite and not self._is_adapter and is_pickled_weights(name)
+            is_ours |= self._overwrite and not self._is_adapter and not is_weights(name)
             if is_ours and name not in self.finished:
                 old.add(name)
         if self._overwrite and CONFIG in self._small:  # the older model's tokenizer goes with it
@@ -209,6 +210,8 @@ class OutputFolder:
     def _is_weights(self, name: str) -> bool:
         """Return whether it is a shard's name, complete or partial."""
         final = name.removesuffix(PARTIAL_SUFFIX)
+        if consolidated([final], ()) and not self._is_adapter:
+            return True
         return final in self._planned or is_weights(final) or is_pickled_weights(final)
 
     def _remove_old_files(self) -> None:
@@ -222,6 +225,16 @@ class OutputFolder:
             journal.truncate(0)
             write_all(journal, b"".join(line + b"\n" for line in lines))
             os.fsync(journal.fileno())
+
+    def other_weights(self) -> dict[str, str | None]:
+        """Return the weights that stay in the folder although they are not of this plan."""
+        names = [
+            path.relative_to(self.path).as_posix()
+            for pattern in ("*", "*/*")
+            for path in sorted(self.path.glob(pattern))
+            if path.is_file()
+        ]
+        return other_weights(names, {*self._planned, *self._small})
 
     def write_small(self) -> None:
         """Write the files without weights, all but the index."""

@@ -12,6 +12,7 @@ from hubmerge.conversion.output_folder import OutputFolder, check_shared, journa
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.errors import UsageError
+from hubmerge.hf_format.other_weights import warn_of_others
 from hubmerge.planning.fingerprint import fingerprint
 from hubmerge.planning.plan import Plan, share_of
 from hubmerge.planning.publication import Publication
@@ -54,6 +55,7 @@ def convert_plan(
     for note in plan.notes:
         progress.note(note)
     files = open_data_files(plan)
+    warnings = list(publication.warnings)
     with ExitStack() as until_done:
         folder = index = None
         if ranks.rank == 0:
@@ -63,6 +65,9 @@ def convert_plan(
             folder = OutputFolder(save_dir, plan, digest, small, overwrite=overwrite)
             until_done.callback(folder.close)
             folder.open(progress.note)
+            if others := folder.other_weights():
+                warnings.append(warn_of_others(str(save_dir), others))
+                progress.warn(warnings[-1])
             folder.write_small()
         finished = ranks.all_gather(dict(folder.finished) if folder else {})[0]
         if folder is None:
@@ -84,7 +89,7 @@ def convert_plan(
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         dropped=tuple(dropped._asdict() for dropped in plan.dropped),
-        warnings=publication.warnings,
+        warnings=tuple(warnings),
     )
 
 

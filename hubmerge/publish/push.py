@@ -15,7 +15,7 @@ from hubmerge.planning.fingerprint import fingerprint
 from hubmerge.planning.plan import share_of
 from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
-from hubmerge.publish.decide import Decision, changes_to, decide
+from hubmerge.publish.decide import Decision, Wanted, changes_to, decide
 from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.pipeline import Pipeline
@@ -74,11 +74,10 @@ class _Prepared:
 
     Attributes:
         target: the branch to move; or that holds everything already, if `is_done`.
-        small: the content of each file but the shards, by name.
     """
 
     target: RemoteBranch
-    small: Mapping[str, bytes]
+    wanted: Wanted
     is_done: bool
     created: bool
     readme: str
@@ -180,7 +179,8 @@ class _Push:
         small = self._publication.small_files(state.readme)
         check_no_secrets(small)
         hub.validate_card(small[CARD].decode())
-        decision = decide(state, self._plan, small, options, self.fingerprint)
+        wanted = Wanted(self._plan, small, options, self.fingerprint)
+        decision = decide(state, wanted)
         self._say(decision)
         if options.clean:
             self._remove_branches(decision.other_staging)
@@ -197,7 +197,7 @@ class _Push:
                 self._progress.note(f"{name} is already on the Hub")
         self._prepared = _Prepared(
             target,
-            small,
+            wanted,
             is_done=decision.published_on is not None,
             created=decision.creates_repository,
             readme=self._publication.what_becomes_of(state.readme),
@@ -266,13 +266,7 @@ class _Push:
         changes: list[Change] = []
         if not prepared.is_done:
             self._staging.check([s for s in shards.values() if not target.holds(s)])
-            changes = changes_to(
-                target,
-                shards,
-                prepared.small,
-                self._staging.branch,
-                is_adapter=self._plan.is_adapter,
-            )
+            changes = changes_to(target, shards, prepared.wanted)
         made = self._commit(shards, changes) if changes else NewCommit(target.head)
         pull = made.pull_request
         if pull is None and target.revision.startswith("refs/"):
@@ -294,6 +288,7 @@ class _Push:
 
     def _commit(self, shards: Mapping[str, WrittenShard], changes: Sequence[Change]) -> NewCommit:
         options, prepared = self._options, self._prepared
+        small = prepared.wanted.small
         return move_target(
             self._hub,
             changes,
@@ -301,7 +296,7 @@ class _Push:
             head=prepared.target.head,
             message=options.commit_message or "Upload model with hubmerge",
             description=options.commit_description or "",
-            record=Record.of_model(self.fingerprint, shards, self._publication, prepared.small),
+            record=Record.of_model(self.fingerprint, shards, self._publication, small),
             create_pr=options.create_pr,
         )
 

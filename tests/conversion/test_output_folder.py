@@ -266,3 +266,20 @@ def test_a_config_of_an_adapter_alone_is_not_removed_unasked(tmp_path: Path) -> 
     assert content(out) == {"adapter_config.json": b"{}"}
     hubmerge.convert(lora(), out, overwrite=True)
     assert (out / "adapter_model.safetensors").exists()
+
+
+# ---- Weights in other files ----
+
+
+def test_weights_that_servers_prefer_count_as_a_model(tmp_path: Path) -> None:
+    """They are replaced with it; other weights stay, and are named."""
+    out = tmp_path / "out"
+    (out / "onnx").mkdir(parents=True)
+    (out / "consolidated.safetensors").write_bytes(b"older")
+    (out / "onnx" / "model.onnx").write_bytes(b"older")
+    with pytest.raises(UsageError, match="already holds a model"):
+        convert(out)
+    (warning,) = set(convert(out, overwrite=True).warnings) - set(convert(tmp_path / "x").warnings)
+    assert "keeps other weights" in warning
+    assert "onnx/model.onnx (for ONNX Runtime)" in warning
+    assert {path.name for path in out.iterdir()} == {*wanted(), "onnx"}

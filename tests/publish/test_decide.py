@@ -11,7 +11,7 @@ from hubmerge import api
 from hubmerge.conversion.shard_writer import WrittenShard
 from hubmerge.errors import UsageError
 from hubmerge.planning.plan import Plan
-from hubmerge.publish.decide import Decision, changes_to, decide
+from hubmerge.publish.decide import Decision, Wanted, changes_to, decide
 from hubmerge.publish.options import PushOptions
 from hubmerge.publish.record import Record
 from hubmerge.publish.remote import (
@@ -66,7 +66,7 @@ def state(base: RemoteBranch | None, **more: Any) -> RemoteState:
 
 def decision(found: RemoteState, plan: Plan, **options: Any) -> Decision:
     """Decide."""
-    return decide(found, plan, SMALL, replace(OPTIONS, **options), FINGERPRINT)
+    return decide(found, Wanted(plan, SMALL, replace(OPTIONS, **options), FINGERPRINT))
 
 
 def whole(plan: Plan) -> RemoteBranch:
@@ -154,9 +154,52 @@ def test_changes(plan: Plan) -> None:
     first = next(iter(shards))
     there = branch(listed("model-00001-of-00009.safetensors", "notes.txt", "config.json",
                           shards={first: shards[first]}))  # fmt: skip
-    changes = changes_to(there, shards, SMALL, STAGING, is_adapter=False)
+    changes = changes_to(there, shards, Wanted(plan, SMALL, OPTIONS, FINGERPRINT))
     assert changes == [
         *(CopyFile(name, STAGING) for name in shards if name != first),
         *(AddFile(*file) for file in SMALL.items()),
         RemoveFile("model-00001-of-00009.safetensors"),
     ]
+
+
+OTHERS = {
+    "consolidated.00.pth": "vLLM", "params.json": "", "other.safetensors": "servers",
+    "pytorch_model-00001-of-00002.bin": "loaders without", "tf_model.h5": "TensorFlow",
+    "flax_model.msgpack": "Flax", "q4/model.gguf": "llama.cpp", "onnx/model.onnx": "ONNX",
+    "onnx/model.onnx_data": "ONNX", "original/consolidated.00.pth": None,
+    "unet/diffusion_pytorch_model.safetensors": None, "training_args.bin": "",
+    "optimizer.pt": "", "rng_state_0.pth": "", "tokenizer.model": "", "notes.txt": "",
+    ".eval_results/model.bin": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_other_weights_are_named(is_planned: bool, plan: Plan) -> None:
+    """Whatever looks like weights, those that a loader would take first; trainer state does not."""
+    there = whole(plan) if is_planned else branch({})
+    found = decision(state(replace(there, files={**there.files, **listed(*OTHERS)})), plan)
+    weights = [name for name, reader in OTHERS.items() if reader != ""]
+    assert set(found.kept) == set(weights)
+    assert found.kept[0] == "consolidated.00.pth"
+    (warning,) = found.warnings
+    for name in weights:
+        assert name in warning
+        assert str(OTHERS[name] or "") in warning
+
+
+def test_weights_that_servers_prefer_are_removed(plan: Plan) -> None:
+    """With a warning, unless --keep-others; an adapter's repository keeps its model."""
+    names = ("consolidated.safetensors", "consolidated-00001-of-00002.safetensors")
+    there = state(branch(listed(*names)))
+    found = decision(there, plan)
+    assert (found.removed, found.kept) == (names, ())
+    assert "--keep-others" in found.warnings[0]
+    kept = decision(there, plan, keep_others=True)
+    assert (kept.removed, set(kept.kept)) == ((), set(names))
+
+
+def test_what_is_replaced(plan: Plan) -> None:
+    """Files of the same name and other content; what is already right is not."""
+    there = branch(listed("config.json", next(iter(shards_of(plan)))))
+    assert len(decision(state(there), plan).replaced) == 2
+    assert decision(state(whole(plan)), plan).replaced == ()

@@ -213,13 +213,20 @@ def test_a_branch_that_only_looks_like_staging_stays(hub: Hub, push: Push) -> No
 def test_what_becomes_of_older_weights_is_said(hub: Hub, push: Push) -> None:
     """Which go in the commit, and which nobody removes."""
     hub.create_repo(REPO)
-    older = "model-00001-of-00009.safetensors"
-    hub.commit(REPO, {older: b"older", "pytorch_model.bin": b"oldest"}, "main")
-    done = push()
-    assert f"will remove the older model's {older}" in done.err
-    assert "Warning: pytorch_model.bin stay in" in done.err
-    assert "pytorch_model.bin" in hub.files(REPO)
+    older, preferred = "model-00001-of-00009.safetensors", "consolidated.safetensors"
+    others = {"pytorch_model.bin", "original/params.pth", ".eval_results/a.yaml", preferred}
+    hub.commit(REPO, {older: b"older", **dict.fromkeys(others, b"others")}, "main")
+    kept = push("--keep-others")
+    assert f"will remove the older model's {older}" in kept.err
+    assert f"keeps other weights, which are not of this checkpoint: {preferred}" in kept.err
+    assert "pytorch_model.bin (for loaders without safetensors)" in kept.err
+    assert hub.files(REPO).keys() > others
     assert older not in hub.files(REPO)
+    result = push("--json")
+    assert f"Warning: the commit will remove {preferred}" in result.err
+    assert result.json["removed"] == [preferred]
+    assert hub.files(REPO).keys() > others - {preferred}
+    assert preferred not in hub.files(REPO)
 
 
 # -- cards -------------------------------------------------------------------------------------
