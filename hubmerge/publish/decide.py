@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +11,10 @@ from hubmerge.formatting import format_list
 from hubmerge.hf_format.filenames import files_to_remove
 from hubmerge.hf_format.other_weights import consolidated, other_weights, warn_of_others
 from hubmerge.planning.plan import Plan
-from hubmerge.publish.options import BRANCH_PREFIX, PushOptions
+from hubmerge.publish.options import PushOptions
 from hubmerge.publish.remote import AddFile, Change, CopyFile, RemoveFile, content_ids
 from hubmerge.publish.remote_state import RemoteBranch, RemoteState
-from hubmerge.publish.staging_branch import staging_branch_of
-
-STAGING_BRANCH = re.compile(re.escape(BRANCH_PREFIX) + "[0-9a-f]{16}")
+from hubmerge.publish.staging_branch import STAGING_BRANCH, staging_branch_of
 
 
 @dataclass(frozen=True, slots=True)

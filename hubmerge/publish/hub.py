@@ -24,7 +24,7 @@ from hubmerge.errors import (
     TransientError,
     UsageError,
 )
-from hubmerge.publish.hub_errors import translated
+from hubmerge.publish.hub_errors import LONGEST_WAIT_SECONDS, translated
 from hubmerge.publish.options import parse_token
 from hubmerge.publish.remote import (
     AddFile,
@@ -43,7 +43,6 @@ T = TypeVar("T")
 
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
-_LONGEST_ASKED_WAIT_SECONDS = 300.0
 
 # huggingface_hub would wait forever for a Hub that has stopped answering.
 _SILENCE_SECONDS = 300.0
@@ -131,6 +130,26 @@ class Hub:
             lambda: self._api.auth_check(self.repo_id, write=True),
         )
 
+    def account(self) -> dict[str, Any] | None:
+        """Return what the Hub says of the token and its user; None if the token may not ask.
+
+        That of a CI job may not.
+
+        Raises:
+            AccessError: there is no token, or it is not valid.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def ask() -> dict[str, Any] | None:
+            try:
+                return dict(self._api.whoami(cache=True))
+            except HfHubHTTPError as error:
+                if error.response.status_code == 403:
+                    return None
+                raise
+
+        return self._retry("looking up whose token it is", ask)
+
     def create_repo(self, *, private: bool) -> None:
         """Create the repository unless it exists."""
         self._retry(
@@ -211,7 +230,7 @@ class Hub:
             f"listing the commits of {revision}",
             lambda: self._api.list_repo_commits(self.repo_id, revision=revision),
         )
-        return [RemoteCommit(c.commit_id, c.title, c.message) for c in found]
+        return [RemoteCommit(c.commit_id, c.title, c.message, c.created_at) for c in found]
 
     def read_text(self, path: str, revision: str) -> str:
         """Download a small text file."""
@@ -325,9 +344,13 @@ class Hub:
 
         Anyone may open one, with any content and any words: those of others prove nothing.
         """
-        user = self._user()
-        if user is None:
+        try:
+            account = self.account()
+        except AccessError:
             return []
+        if account is None:
+            return []
+        user = str(account["name"])
 
         def look() -> list[PullRequest]:
             found = self._api.get_repo_discussions(
@@ -340,15 +363,6 @@ class Hub:
             return list(islice(ours, _MAX_PULL_REQUESTS))
 
         return self._retry("listing pull requests", look)
-
-    def _user(self) -> str | None:
-        """Return whose token it is; None if it may not ask, as that of a CI job may not."""
-        try:
-            return self._retry(
-                "looking up whose token it is", lambda: str(self._api.whoami(cache=True)["name"])
-            )
-        except AccessError:
-            return None
 
     # How calls are made
 
@@ -380,7 +394,7 @@ class Hub:
                     return done
                 if attempt >= error.attempts:
                     raise
-                sleep(min(error.wait_seconds or _backoff(attempt), _LONGEST_ASKED_WAIT_SECONDS))
+                sleep(min(error.wait_seconds or _backoff(attempt), LONGEST_WAIT_SECONDS))
 
 
 def _backoff(attempt: int) -> float:

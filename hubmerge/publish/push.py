@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
-from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.conversion.shard_writer import WrittenShard
-from hubmerge.conversion.slabs import open_data_files
 from hubmerge.errors import UsageError
-from hubmerge.planning.card import CARD
-from hubmerge.planning.fingerprint import fingerprint
 from hubmerge.planning.plan import share_of
 from hubmerge.planning.publication import Publication
 from hubmerge.progress import Progress
-from hubmerge.publish.decide import Decision, Wanted, changes_to, decide
+from hubmerge.publish.decide import Decision, Wanted, changes_to
 from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.pipeline import Pipeline
+from hubmerge.publish.preflight import LocalState, check_hub, check_local
 from hubmerge.publish.record import Record
 from hubmerge.publish.remote import Change, NewCommit, PullRequest, RemoveFile
-from hubmerge.publish.remote_state import RemoteBranch, read_branch, read_state
-from hubmerge.publish.secrets import check_no_secrets
+from hubmerge.publish.remote_state import RemoteBranch, read_branch
 from hubmerge.publish.staging_branch import Staging, move_target
-from hubmerge.publish.staging_folder import (
-    check_outside_checkpoint,
-    remove_leftovers,
-    staging_cap,
-    staging_folder,
-    staging_root,
-)
+from hubmerge.publish.staging_folder import remove_leftovers, staging_folder
 from hubmerge.system.ranks import Ranks
 
 
@@ -123,17 +112,13 @@ def push_plan(
     plan = publication.plan
     for note in plan.notes:
         progress.note(note)
-    files = open_data_files(plan)
-    cap_bytes = staging_cap(plan, options.max_disk, ranks)
-    check_outside_checkpoint(options.staging_dir, plan)
-    push = _Push(publication, options, fingerprint(plan, files), progress)
+    local = check_local(publication, options, ranks)
     if options.staging_dir is None:
-        remove_leftovers(push.fingerprint, ranks)
-    needed_bytes = min(cap_bytes, sum(shard.size_bytes for shard in plan.shards))
-    check_disk = partial(staging_root, options.staging_dir, needed_bytes, push.fingerprint)
+        remove_leftovers(local.fingerprint, ranks)
+    push = _Push(local, progress)
     # Only rank 0 creates anything; the others then find it.
-    uploaded = ranks.on_rank_zero(lambda: push.prepare(check_disk))
-    shares = ranks.all_gather(push.upload_share(uploaded, files, ranks, cap_bytes))
+    uploaded = ranks.on_rank_zero(push.prepare)
+    shares = ranks.all_gather(push.upload_share(uploaded, ranks))
     shards = dict(uploaded)
     for share in shares:
         shards |= share.shards
@@ -155,44 +140,31 @@ class _Push:
 
     _prepared: _Prepared
 
-    def __init__(
-        self, publication: Publication, options: PushOptions, fingerprint: str, progress: Progress
-    ) -> None:
-        self._publication, self._plan = publication, publication.plan
-        self._options, self._progress = options, progress
-        self.fingerprint = fingerprint
-        self._hub = Hub(options.repo_id, options.token)
-        self._staging = Staging(self._hub, fingerprint)
+    def __init__(self, local: LocalState, progress: Progress) -> None:
+        self._local, self._progress = local, progress
+        self._publication, self._options = local.publication, local.options
+        self._hub = Hub(self._options.repo_id, self._options.token)
+        self._staging = Staging(self._hub, local.fingerprint)
 
-    def prepare(self, check_disk: Callable[[], object]) -> Mapping[str, WrittenShard]:
+    def prepare(self) -> Mapping[str, WrittenShard]:
         """Try everything that can fail before a byte is converted; change things last.
-
-        Args:
-            check_disk: raises if the shards cannot be staged.
 
         Returns:
             The shards that need neither conversion nor upload, by name.
         """
-        options, hub = self._options, self._hub
-        check_no_secrets(_texts(self._publication, options))
-        state = read_state(hub, options.revision, self.fingerprint, create_pr=options.create_pr)
-        small = self._publication.small_files(state.readme)
-        check_no_secrets(small)
-        hub.validate_card(small[CARD].decode())
-        wanted = Wanted(self._plan, small, options, self.fingerprint)
-        decision = decide(state, wanted)
+        state, wanted, decision = check_hub(self._hub, self._local)
         self._say(decision)
-        if options.clean:
+        if self._options.clean:
             self._remove_branches(decision.other_staging)
         target = decision.published_on
         if target is None:
             if state.staged is None:  # else less may be needed, as will be seen
-                check_disk()
+                self._local.check_disk()
             target = self._create_target(decision) if decision.creates_branch else state.base
             assert target is not None
             if state.staged is None:
                 self._staging.create(target.head)
-            self._staging.add_files(small)
+            self._staging.add_files(wanted.small)
             for name in decision.already_uploaded:
                 self._progress.note(f"{name} is already on the Hub")
         self._prepared = _Prepared(
@@ -234,31 +206,33 @@ class _Push:
     def upload_share(
         self,
         already_uploaded: Mapping[str, WrittenShard],
-        files: DataFiles,
         ranks: Ranks,
-        cap_bytes: int,
     ) -> _Share:
         """Bring this process's share of the missing shards to the staging branch."""
-        missing = [s for s in self._plan.shards if s.filename not in already_uploaded]
+        local, shards = self._local, self._publication.plan.shards
+        missing = [s for s in shards if s.filename not in already_uploaded]
         todo = share_of(missing, ranks.rank, ranks.count)
         total_bytes = sum(shard.size_bytes for shard in todo)
         self._progress.start(total_bytes, len(todo))
         # Entered even if nothing is left to do: what a killed run left there is removed.
         place = staging_folder(
-            self._options.staging_dir, min(cap_bytes, total_bytes), self.fingerprint, ranks.rank
+            self._options.staging_dir,
+            min(local.cap_bytes, total_bytes),
+            local.fingerprint,
+            ranks.rank,
         )
         with place as folder:
             pipeline = Pipeline(
-                files=files,
+                files=local.files,
                 staging=self._staging,
                 folder=folder,
-                cap_bytes=cap_bytes,
-                total_shards=len(self._plan.shards),
+                cap_bytes=local.cap_bytes,
+                total_shards=len(shards),
                 progress=self._progress,
                 check=ranks.check,
             )
-            shards = pipeline.run(todo)
-            return _Share(shards, pipeline.uploaded_bytes, pipeline.peak_bytes)
+            written = pipeline.run(todo)
+            return _Share(written, pipeline.uploaded_bytes, pipeline.peak_bytes)
 
     def publish(self, shards: Mapping[str, WrittenShard]) -> _Published:
         """Make the one commit, then the tag, then remove the staging branch."""
@@ -296,15 +270,6 @@ class _Push:
             head=prepared.target.head,
             message=options.commit_message or "Upload model with hubmerge",
             description=options.commit_description or "",
-            record=Record.of_model(self.fingerprint, shards, self._publication, small),
+            record=Record.of_model(self._local.fingerprint, shards, self._publication, small),
             create_pr=options.create_pr,
         )
-
-
-def _texts(publication: Publication, options: PushOptions) -> dict[str, bytes]:
-    """Return every text that people wrote and that will be public."""
-    return {
-        **publication.texts(),
-        "--commit-message": (options.commit_message or "").encode(),
-        "--commit-description": (options.commit_description or "").encode(),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class RemoteCommit:
     sha: str
     title: str
     description: str
+    time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

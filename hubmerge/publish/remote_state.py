@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from hubmerge.conversion.shard_writer import WrittenShard
+from hubmerge.errors import AccessError
 from hubmerge.planning.card import CARD
 from hubmerge.publish.hub import Hub
 from hubmerge.publish.options import DEFAULT_BRANCH
@@ -82,7 +83,7 @@ def read_state(hub: Hub, revision: str, fingerprint: str, *, create_pr: bool) ->
     is_private = hub.is_private()
     if is_private is None:
         return RemoteState(None, Refs({}, {}), None, is_missing=True)
-    hub.check_write()
+    _check_write(hub, create_pr=create_pr)
     refs = hub.refs()
     is_pull_request = revision.startswith("refs/")
     head = hub.head(revision) if is_pull_request else refs.branches.get(revision)
@@ -93,16 +94,31 @@ def read_state(hub: Hub, revision: str, fingerprint: str, *, create_pr: bool) ->
         base = read_branch(hub, DEFAULT_BRANCH, refs.branches[DEFAULT_BRANCH])
     if base is not None and CARD in base.files:
         readme = hub.read_text(CARD, base.head)
-    staging = staging_branch_of(fingerprint)
+    staging, staged = staging_branch_of(fingerprint), None
+    if staging in refs.branches:
+        staged = staged_shards(hub, staging, hub.commits(staging))
     return RemoteState(
         is_private,
         refs,
         base,
         is_missing=head is None,
         readme=readme,
-        staged=staged_shards(hub, fingerprint) if staging in refs.branches else None,
+        staged=staged,
         pull_requests=tuple(_own_pull_requests(hub)) if create_pr else (),
     )
+
+
+def _check_write(hub: Hub, *, create_pr: bool) -> None:
+    try:
+        hub.check_write()
+    except AccessError as error:
+        if not create_pr or error.hint == AccessError.usual_hint:
+            raise
+        raise AccessError(
+            str(error),
+            "Ask for write access, or push to a repository of your own: even for a pull request, "
+            "shards are staged on a branch of the repository.",
+        ) from None
 
 
 def read_branch(hub: Hub, revision: str, head: str, url: str | None = None) -> RemoteBranch:

@@ -20,6 +20,7 @@ its own record in T's history and has nothing to commit; it does 6 and 7 then.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hubmerge.conversion.shard_writer import WrittenShard
@@ -31,10 +32,13 @@ from hubmerge.publish.remote import (
     AddFile,
     Change,
     NewCommit,
+    RemoteCommit,
     RemoteFile,
     UploadedFile,
     content_ids,
 )
+
+STAGING_BRANCH = re.compile(re.escape(BRANCH_PREFIX) + "[0-9a-f]{16}")
 
 
 def staging_branch_of(fingerprint: str) -> str:
@@ -42,12 +46,17 @@ def staging_branch_of(fingerprint: str) -> str:
     return BRANCH_PREFIX + fingerprint[:16]
 
 
-def staged_shards(hub: Hub, fingerprint: str) -> dict[str, WrittenShard]:
-    """Return the shards that an interrupted run left on its branch, by the Hub's own listing."""
-    branch = staging_branch_of(fingerprint)
+def staged_shards(
+    hub: Hub, branch: str, commits: Sequence[RemoteCommit]
+) -> dict[str, WrittenShard]:
+    """Return the shards that an interrupted run left on its branch, by the Hub's own listing.
+
+    Args:
+        commits: the branch's.
+    """
     recorded: dict[str, WrittenShard] = {}
-    for record in records_of(hub.commits(branch)):
-        if record.fingerprint == fingerprint:
+    for record in records_of(commits):
+        if staging_branch_of(record.fingerprint) == branch:
             recorded = {**record.shards, **recorded}
     files = hub.files(branch)
     return {name: s for name, s in recorded.items() if _is_same(files.get(name), s)}

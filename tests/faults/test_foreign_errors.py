@@ -92,7 +92,7 @@ PUSH_PLACES = [
         "repo_info", "auth_check", "list_repo_refs", "list_repo_tree",
         "preupload_lfs_files", "create_commit",
     )),
-    "hubmerge.publish.push:fingerprint", "hubmerge.publish.pipeline:write_shard",
+    "hubmerge.publish.preflight:fingerprint", "hubmerge.publish.pipeline:write_shard",
     "hubmerge.conversion.slabs:cast", "hubmerge.conversion.shard_writer:_Output.write",
 ]  # fmt: skip
 
