@@ -26,20 +26,27 @@ class ByteBudget:
         self._aborted = False
         self.peak_bytes = 0
 
-    def acquire(self, size_bytes: int, check: Callable[[], None]) -> None:
+    def acquire(
+        self, size_bytes: int, check: Callable[[], None], on_wait: Callable[[bool], None]
+    ) -> None:
         """Wait until `size_bytes` are free, and acquire them; raise Aborted.
 
         Args:
             check: called now and then meanwhile; what it raises ends the wait.
+            on_wait: told when the wait begins (True) and ends, unless there is none.
         """
-        while not self._try_acquire(size_bytes):
+        if self._try_acquire(size_bytes, 0):
+            return
+        on_wait(True)
+        while not self._try_acquire(size_bytes, _LOOK_EVERY_SECONDS):
             check()
+        on_wait(False)
 
-    def _try_acquire(self, size_bytes: int) -> bool:
+    def _try_acquire(self, size_bytes: int, within_seconds: float) -> bool:
         with self._changed:
             is_over = self._changed.wait_for(
                 lambda: self._aborted or self._acquired_bytes + size_bytes <= self._cap_bytes,
-                _LOOK_EVERY_SECONDS,
+                within_seconds,
             )
             self.check()
             if is_over:

@@ -94,12 +94,15 @@ class Hub:
 
     Args:
         token: None means the stored login, or the environment's, looked up at each call.
+        note: told of each retry.
     """
 
-    def __init__(self, repo_id: str, token: str | None) -> None:
+    def __init__(
+        self, repo_id: str, token: str | None, note: Callable[[str], None] = lambda _: None
+    ) -> None:
         from huggingface_hub import HfApi
 
-        self.repo_id = repo_id
+        self.repo_id, self._note = repo_id, note
         clean = parse_token(token, "--token") if token is not None else None
         self._api = HfApi(token=clean, library_name="hubmerge")
 
@@ -394,7 +397,9 @@ class Hub:
                     return done
                 if attempt >= error.attempts:
                     raise
-                sleep(min(error.wait_seconds or _backoff(attempt), LONGEST_WAIT_SECONDS))
+                wait = min(error.wait_seconds or _backoff(attempt), LONGEST_WAIT_SECONDS)
+                self._note(f"{error}; retrying in {wait:.0f} s ({attempt}/{error.attempts - 1})")
+                sleep(wait)
 
 
 def _backoff(attempt: int) -> float:

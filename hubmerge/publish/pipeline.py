@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from hubmerge.progress import Progress
 from hubmerge.publish.byte_budget import Aborted, ByteBudget
 from hubmerge.publish.remote import AddFile, UploadedFile
 from hubmerge.publish.staging_branch import Staging, not_listed
+from hubmerge.system.linux_files import read_position
 
 _MAX_COMMITS = 60
 _ATTEMPTS = 3
+_WATCH_EVERY_SECONDS = 0.3
 
 
 class Pipeline:
@@ -86,7 +89,7 @@ class Pipeline:
         uploader.start()
         try:
             for shard in shards:
-                self._budget.acquire(shard.size_bytes, self._check)
+                self._budget.acquire(shard.size_bytes, self._check, self._progress.waiting)
                 written = write_shard(
                     shard, self._files, self._folder, self._on_bytes, keep_in_page_cache=True
                 )
@@ -138,7 +141,8 @@ class Pipeline:
 
     def _upload(self, shard: WrittenShard) -> UploadedFile:
         path = self._folder / shard.filename
-        uploaded = self._staging.upload(AddFile(shard.filename, path, shard.sha256))
+        with _watched(path, shard.size, self._progress.uploaded_bytes):
+            uploaded = self._staging.upload(AddFile(shard.filename, path, shard.sha256))
         self.uploaded_bytes += shard.size
         if self._per_commit > 1:
             self._delete(shard)
@@ -170,3 +174,29 @@ class Pipeline:
     def _delete(self, shard: WrittenShard) -> None:
         (self._folder / shard.filename).unlink()
         self._budget.release(shard.size)
+
+
+@contextmanager
+def _watched(path: Path, size: int, report: Callable[[int], None]) -> Iterator[None]:
+    """Report how far an upload has read its file; all the rest when it is complete.
+
+    Neither huggingface_hub nor hf_xet tells a caller how many bytes it has sent.
+    """
+    reported, is_over = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal reported
+        while not is_over.wait(_WATCH_EVERY_SECONDS):
+            position = min(read_position(path), size)
+            if position > reported:
+                report(position - reported)
+                reported = position
+
+    watcher = threading.Thread(target=watch, name="watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
+    report(size - reported)

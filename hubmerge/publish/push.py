@@ -19,7 +19,7 @@ from hubmerge.publish.record import Record
 from hubmerge.publish.remote import Change, NewCommit, PullRequest, RemoveFile
 from hubmerge.publish.remote_state import RemoteBranch, read_branch
 from hubmerge.publish.staging_branch import Staging, move_target
-from hubmerge.publish.staging_folder import remove_leftovers, staging_folder
+from hubmerge.publish.staging_folder import remove_leftovers, staging_folder, staging_note
 from hubmerge.system.ranks import Ranks
 
 
@@ -143,7 +143,7 @@ class _Push:
     def __init__(self, local: LocalState, progress: Progress) -> None:
         self._local, self._progress = local, progress
         self._publication, self._options = local.publication, local.options
-        self._hub = Hub(self._options.repo_id, self._options.token)
+        self._hub = Hub(self._options.repo_id, self._options.token, progress.note)
         self._staging = Staging(self._hub, local.fingerprint)
 
     def prepare(self) -> Mapping[str, WrittenShard]:
@@ -222,6 +222,8 @@ class _Push:
             ranks.rank,
         )
         with place as folder:
+            if todo:
+                self._progress.note(staging_note(folder.parent, self._options.staging_dir))
             pipeline = Pipeline(
                 files=local.files,
                 staging=self._staging,

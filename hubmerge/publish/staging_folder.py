@@ -103,6 +103,13 @@ def staging_folder(
                     root.rmdir()
 
 
+def staging_note(root: Path, chosen: Path | None) -> str:
+    """Return where shards are staged, and why if it is not the usual place."""
+    usual = next(_temporary_places(), root.parent)
+    why = "" if chosen is not None or root.parent == usual else f": {usual} has too little space"
+    return f"staging shards in {root}{why}"
+
+
 def _temporary_root(needed_bytes: int, fingerprint: str) -> Path:
     """Return a folder for temporary files on a disk with enough space.
 

@@ -1,4 +1,4 @@
-"""Building millions of objects, none of them garbage, without the cycle collector."""
+"""Build millions of objects, none of them garbage, without the cycle collector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No cycle collection meanwhile: it would walk all objects again and again.
+    """Pause cycle collection, which would walk all objects again and again.
 
     The largest checkpoints have millions; reading one took twice as long with it.
     """

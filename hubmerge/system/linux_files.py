@@ -1,6 +1,6 @@
-"""What Linux can do with an open file beyond what Python has names for; elsewhere, nothing is done.
+"""System calls on open files that Python has no names for; on other systems, they do nothing.
 
-See fallocate(2), sync_file_range(2) and open(2) of the Linux manual.
+See fallocate(2), sync_file_range(2), open(2) and proc(5) in the Linux manual.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from contextlib import suppress
+from pathlib import Path
 
 from hubmerge.errors import DISK_FULL
 
@@ -16,13 +18,13 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 
 def preallocate(fd: int, size_bytes: int) -> None:
-    """Have the filesystem set room aside for a file of that size, where it can; its size stays.
+    """Reserve space for a file of that size, if the filesystem can; the file does not grow.
 
-    A disk that is too full says so before the work, and writing to it is cheaper. Not
-    `os.posix_fallocate`: where the filesystem cannot do it, that writes the whole file once more.
+    A disk that is too full says so before the work, and writing is cheaper. Not
+    `os.posix_fallocate`: if the filesystem cannot reserve, that writes the whole file once more.
 
     Raises:
-        OSError: there is not so much room.
+        OSError: there is not enough space.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "fallocate"):
@@ -34,7 +36,7 @@ def preallocate(fd: int, size_bytes: int) -> None:
 
 
 def start_writeback(fd: int, offset: int, length: int) -> None:
-    """Have the disk begin to store a part of the file, which stays in the page cache.
+    """Start writing a range of the file to disk; it stays in the page cache.
 
     Offset and length in bytes. It may have to wait for the disk's queue. An error of the disk is
     not lost: the file's next fsync raises it.
@@ -48,7 +50,7 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
 
 
 def set_o_direct(fd: int, on: bool) -> bool:
-    """Write past the page cache (O_DIRECT) from now on, or through it; is it past it now?"""
+    """Bypass the page cache (O_DIRECT) from now on, or not; return whether it is bypassed."""
     flag = getattr(os, "O_DIRECT", 0)
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
@@ -56,3 +58,15 @@ def set_o_direct(fd: int, on: bool) -> bool:
     except OSError:  # not on this filesystem
         return False
     return on and flag != 0
+
+
+def read_position(path: Path) -> int:
+    """Return how far this process has read a file that it has open, in bytes; 0 if unknown."""
+    position = 0
+    with suppress(OSError):
+        status = path.stat()
+        for entry in Path("/proc/self/fdinfo").iterdir():
+            with suppress(OSError, ValueError):  # it may be closed meanwhile
+                if os.path.samestat(os.fstat(int(entry.name)), status):
+                    position = max(position, int(entry.read_text().split()[1]))
+    return position

@@ -133,6 +133,7 @@ def test_progress_in_a_pipe(hub: Hub, model: Model, tmp_path: Path) -> None:
     timed = re.findall(r"^\d\d:\d\d:\d\d (.*)$", child.err, re.MULTILINE)
     assert timed == [
         "converting 47.6 KB in 4 files",
+        *(line for line in lines if line.startswith(f"staging shards in {tmp_path}")),
         *(f"uploaded model-{i:05d}-of-00004.safetensors" for i in range(1, 5)),
     ]
     assert f"created {hub.url}/{REPO}" in child.err.splitlines()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
 
+import hubmerge
+from hubmerge.system.linux_files import read_position
 from tests.support.fake_hub import Hub
 from tests.support.fake_hub.call import Call
 from tests.support.patience import NET_SECONDS, wait_until
@@ -290,3 +294,67 @@ def test_many_shards_resume(hub: Hub, api: HfApi, push: Push, many: Model) -> No
     ).json  # fmt: skip
     assert (result["resumed_shards"], result["uploaded_bytes"]) == (20, 50 * size)
     assert_many_published(hub, many)
+
+
+# -- what a user is told -----------------------------------------------------------------------
+
+
+class Watched(hubmerge.Progress):
+    """Remembers what happens."""
+
+    def __init__(self) -> None:
+        self.uploads: list[int] = []
+        self.waits: list[bool] = []
+        self.notes: list[str] = []
+
+    def uploaded_bytes(self, size_bytes: int) -> None:
+        self.uploads.append(size_bytes)
+
+    def waiting(self, is_waiting: bool) -> None:
+        self.waits.append(is_waiting)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def watched_push(hub: Hub, model: Model, **options: Any) -> Watched:
+    """Push from Python."""
+    progress = Watched()
+    hubmerge.push(
+        model.load_dir, REPO, model_assets_dir=model.assets, shard_size=models.SHARD_SIZE,
+        token=hub.token, progress=progress, **options,
+    )  # fmt: skip
+    return progress
+
+
+@pytest.mark.usefixtures("api", "naps")
+def test_uploads_and_waits_are_told(hub: Hub, model: Model, places: Path) -> None:
+    """All bytes of all shards, when the conversion waits, and where shards are staged."""
+    hub.faults.add("commit", times=None, hold=0.2, slow=1e9, when=is_staging)
+    largest = max(len(data) for name, data in model.weights().items() if name != INDEX)
+    progress = watched_push(hub, model, max_disk=largest)
+    shards = [len(data) for name, data in model.weights().items() if name != INDEX]
+    assert sum(progress.uploads) == sum(shards)
+    assert progress.waits == [True, False] * 3
+    (staged,) = [note for note in progress.notes if note.startswith("staging shards in ")]
+    assert staged.startswith(f"staging shards in {places}/hubmerge-")
+
+
+@pytest.mark.usefixtures("api", "naps", "places")
+def test_retries_are_told(hub: Hub, model: Model) -> None:
+    """What failed, how long it waits, and which attempt comes next."""
+    hub.faults.add("validate_yaml", status=503, times=2)
+    told = [note for note in watched_push(hub, model).notes if "retrying" in note]
+    assert len(told) == 2
+    assert told[0].startswith("validating the model card: ")
+    assert told[0].endswith("s (1/5)")
+
+
+def test_how_far_a_file_is_read(tmp_path: Path) -> None:
+    """Known while this process has it open; 0 elsewhere and afterwards."""
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(1000))
+    with path.open("rb", buffering=0) as file:
+        file.read(600)
+        assert read_position(path) == (600 if sys.platform == "linux" else 0)
+    assert read_position(path) == read_position(tmp_path / "none") == 0
