@@ -54,8 +54,10 @@ def convert_plan(
     _check_not_checkpoint(save_dir, plan)
     for note in plan.notes:
         progress.note(note)
-    files = open_data_files(plan)
     warnings = list(publication.warnings)
+    for warning in warnings:
+        progress.warn(warning)
+    files = open_data_files(plan)
     with ExitStack() as until_done:
         folder = index = None
         if ranks.rank == 0:

@@ -283,3 +283,16 @@ def test_weights_that_servers_prefer_count_as_a_model(tmp_path: Path) -> None:
     assert "keeps other weights" in warning
     assert "onnx/model.onnx (for ONNX Runtime)" in warning
     assert {path.name for path in out.iterdir()} == {*wanted(), "onnx"}
+
+
+def test_warnings_come_before_the_first_byte(tmp_path: Path) -> None:
+    """Each once, and all that the result names."""
+    told: list[str] = []
+
+    class Told(hubmerge.Progress):
+        def warn(self, text: str) -> None:
+            assert not list((tmp_path / "out").glob("*.safetensors*"))
+            told.append(text)
+
+    assert tuple(told) == () != convert(tmp_path / "out", progress=Told()).warnings
+    assert len(told) == len(set(told)) > 0
