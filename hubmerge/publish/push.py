@@ -70,6 +70,7 @@ class _Prepared:
     is_done: bool
     created: bool
     readme: str
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class _Published:
     readme: str
     tag: str | None
     pull_request: str | None
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ def push_plan(
     plan = publication.plan
     for note in plan.notes:
         progress.note(note)
+    for warning in publication.warnings:
+        progress.warn(warning)
     local = check_local(publication, options, ranks)
     if options.staging_dir is None:
         remove_leftovers(local.fingerprint, ranks)
@@ -131,7 +135,6 @@ def push_plan(
         uploaded_bytes=sum(share.uploaded_bytes for share in shares),
         resumed_shards=len(uploaded),
         peak_staging_bytes=sum(share.peak_bytes for share in shares),
-        warnings=publication.warnings,
     )
 
 
@@ -173,6 +176,7 @@ class _Push:
             is_done=decision.published_on is not None,
             created=decision.creates_repository,
             readme=self._publication.what_becomes_of(state.readme),
+            warnings=decision.warnings,
         )
         return decision.already_uploaded
 
@@ -260,6 +264,7 @@ class _Push:
             readme=prepared.readme,
             tag=tag,
             pull_request=pull.url if pull is not None else None,
+            warnings=self._publication.warnings + prepared.warnings,
         )
 
     def _commit(self, shards: Mapping[str, WrittenShard], changes: Sequence[Change]) -> NewCommit:

@@ -294,5 +294,5 @@ def test_warnings_come_before_the_first_byte(tmp_path: Path) -> None:
             assert not list((tmp_path / "out").glob("*.safetensors*"))
             told.append(text)
 
-    assert tuple(told) == () != convert(tmp_path / "out", progress=Told()).warnings
-    assert len(told) == len(set(told)) > 0
+    result = convert(tmp_path / "out", progress=Told())
+    assert tuple(told) == result.warnings != ()
