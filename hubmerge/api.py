@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from hubmerge.checkpoint.locate import locate
 from hubmerge.checkpoint.metadata import read_checkpoint
+from hubmerge.conversion.folder_record import read_record
 from hubmerge.conversion.shard_writer import BUFFER_BYTES
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.conversion.to_folder import ConvertResult, convert_plan
@@ -35,7 +36,12 @@ from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions
 from hubmerge.publish.push import PushResult, push_plan
 from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks
-from hubmerge.verification import VerifyResult, verify_folder, verify_repository
+from hubmerge.verification import (
+    VerifyResult,
+    verify_folder,
+    verify_recorded_folder,
+    verify_repository,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", ConvertResult, PushResult, VerifyResult)
@@ -291,10 +297,11 @@ def verify(
 
     Args:
         load_dir: as in `convert`.
-        save_dir: the folder, made with these `options`.
-        repo_id, revision: the repository. Its newest commit by hubmerge says with which options it
-            was made, and what index, config, card and the like were; options given here come
-            first, and so do the files of an assets folder that is given here.
+        save_dir: the folder.
+        repo_id, revision: the repository. Its newest commit by hubmerge records, as a folder's
+            ``.hubmerge.json`` does, with which options it was made, and what index, config, card
+            and the like were; options given here come first, and so do the files of an assets
+            folder that is given here.
 
     Raises:
         UsageError: neither or both of `save_dir` and `repo_id`, or no record of a push.
@@ -307,14 +314,25 @@ def verify(
         raise UsageError(f"{save_dir}: no such folder", "Check --save-dir.")
     with _listener(progress, words=("checking", "checked")) as listener:
         if save_dir is not None:
-            # The card names the repository that the folder was made for.
-            named = repository_named_in(Path(save_dir) / CARD)
-            publication = _publication(load_dir, named, options, listener)
-            return _timed(verify_folder(publication, Path(save_dir), listener), began)
+            result = _verify_folder(Path(load_dir), Path(save_dir), options, listener)
+            return _timed(result, began)
         with quiet_hub():
             plan_with = partial(prepare, Path(load_dir), progress=listener)
             hub = Hub(str(repo_id), token)
             return _timed(verify_repository(hub, revision, options, plan_with, listener), began)
+
+
+def _verify_folder(
+    load_dir: Path, save_dir: Path, options: PlanOptions, progress: Progress
+) -> VerifyResult:
+    """Verify by the folder's record, unless it has none or the options describe the card."""
+    record = read_record(save_dir)
+    if record is not None and options.card is None and options.license is None:
+        plan_with = partial(prepare, load_dir, progress=progress)
+        return verify_recorded_folder(save_dir, record, options, plan_with, progress)
+    # The card names the repository that the folder was made for.
+    named = repository_named_in(save_dir / CARD)
+    return verify_folder(_publication(load_dir, named, options, progress), save_dir, progress)
 
 
 def _timed(result: R, began: float) -> R:

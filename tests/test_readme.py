@@ -85,7 +85,7 @@ def test_each_command_does_what_the_readme_says(workplace: Path, readme_hub: Hub
     said = {command: run(command, workplace, env) for command in commands()}
     published = readme_hub.files("alice/my-model", "main")
     local = {path.name for path in (workplace / "my-model").iterdir()}
-    assert local == set(published) - {".gitattributes"}
+    assert local - {".hubmerge.json"} == set(published) - {".gitattributes"}
     dry = next(text for command, text in said.items() if "--dry-run" in command)
     assert "model.safetensors" in dry
     assert sum("✓ Verified" in text for text in said.values()) == 2

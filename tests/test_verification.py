@@ -23,7 +23,7 @@ from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.planning.option_record import recalled_content_ids, recalled_options
 from hubmerge.planning.options import DEFAULT_PLAN, PlanOptions
 from tests.support.fake_hub.server import Hub
-from tests.support.push.models import Model
+from tests.support.push.models import Model, llama
 
 pytest_plugins = ["tests.support.push.plugin"]
 
@@ -69,7 +69,7 @@ def test_what_convert_wrote_is_right(checkpoint: Path, converted: Path) -> None:
     """A fresh folder has no difference, and every file of it was looked at."""
     result = verify_folder(checkpoint, converted)
     assert result.differences == ()
-    assert result.files == len(list(converted.iterdir()))
+    assert result.files == len(list(converted.iterdir())) - 1  # the record
 
 
 def test_a_flipped_bit_is_named_with_its_tensor(checkpoint: Path, converted: Path) -> None:
@@ -321,6 +321,62 @@ def test_what_a_loader_would_take_first_is_a_difference(
         assert [d.file for d in result.differences] == [name]
         assert result.unchecked == ("notes/a.txt",)
         assert "notes/a.txt" in as_text(result)
+
+
+# ---- A folder with the record of how it was made ----
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint of a Llama, and the folder that was made of it with options of all kinds."""
+    model = llama(tmp_path / "run", seed=5)
+    naming = NamingOptions(keep_dtype=(r"norm",), exclude=(r"layers\.1\.mlp",), check_model=False)
+    hubmerge.convert(
+        model.load_dir, tmp_path / "out", model_assets_dir=model.assets, dtype="float16",
+        shard_size=20_000, license="mit", naming=naming,
+    )  # fmt: skip
+    return model.load_dir, tmp_path / "out"
+
+
+def test_a_folder_needs_only_the_checkpoint(recorded: tuple[Path, Path]) -> None:
+    """Options stand in its record, its own config is used, and no path is recorded."""
+    checkpoint, folder = recorded
+    result = hubmerge.verify(checkpoint, save_dir=folder)
+    assert result.differences == ()
+    assert result.options is not None
+    assert result.options["dtype"] == "float16"
+    assert str(checkpoint.parent) not in (folder / ".hubmerge.json").read_text()
+    given = hubmerge.verify(checkpoint, save_dir=folder, dtype="bfloat16").differences
+    assert {d.file for d in given} > {"model-00001-of-00003.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "chat_template.jinja"])
+def test_each_small_file_of_a_folder_is_checked(name: str, recorded: tuple[Path, Path]) -> None:
+    """By the record; a config that was changed does not say how to read the checkpoint."""
+    checkpoint, folder = recorded
+    (folder / name).write_text((folder / name).read_text().replace("e", "a"))
+    (difference,) = hubmerge.verify(checkpoint, save_dir=folder).differences
+    assert difference.file == name
+
+
+def test_a_changed_shard_is_found_by_the_record(recorded: tuple[Path, Path]) -> None:
+    """With the first tensor that differs."""
+    checkpoint, folder = recorded
+    path = folder / "model-00001-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x99")
+    (difference,) = hubmerge.verify(checkpoint, save_dir=folder).differences
+    assert (difference.file, bool(difference.tensor)) == (path.name, True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"a": [5]}}', "[" * 50_000])
+def test_a_damaged_record_of_a_folder(text: str, recorded: tuple[Path, Path]) -> None:
+    """It is never guessed at; without it, the options are needed."""
+    checkpoint, folder = recorded
+    (folder / ".hubmerge.json").write_text(text)
+    with pytest.raises(CheckpointError, match="damaged"):
+        hubmerge.verify(checkpoint, save_dir=folder)
+    (folder / ".hubmerge.json").unlink()
+    assert hubmerge.verify(checkpoint, save_dir=folder).differences
 
 
 def test_a_run_that_was_cut_off_is_a_difference(checkpoint: Path, converted: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hubmerge.checkpoint.data_files import DataFiles
+from hubmerge.conversion.folder_record import FOLDER_RECORD, record_text
 from hubmerge.conversion.output_folder import OutputFolder, check_shared, journal_shard
 from hubmerge.conversion.shard_writer import WrittenShard, write_shard
 from hubmerge.conversion.slabs import open_data_files
@@ -62,6 +63,7 @@ def convert_plan(
         folder = index = None
         if ranks.rank == 0:
             small = publication.small_files()
+            small[FOLDER_RECORD] = record_text(publication, small)
             index = small.pop(plan.index_name, None)
             digest = fingerprint(plan, files)
             folder = OutputFolder(save_dir, plan, digest, small, overwrite=overwrite)

@@ -124,6 +124,6 @@ def recalled_content_ids(recorded: dict[str, Any]) -> dict[str, tuple[str, ...]]
 
 def _damaged(error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"the commit's record of the push is damaged: {error!r}",
+        f"the record of how the files were made is damaged: {error!r}",
         "Download the files and verify them with --save-dir and the options of the push.",
     )

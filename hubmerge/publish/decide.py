@@ -12,9 +12,10 @@ from hubmerge.hf_format.filenames import files_to_remove
 from hubmerge.hf_format.other_weights import consolidated, other_weights, warn_of_others
 from hubmerge.planning.plan import Plan
 from hubmerge.publish.options import PushOptions
-from hubmerge.publish.remote import AddFile, Change, CopyFile, RemoveFile, content_ids
+from hubmerge.publish.remote import AddFile, Change, CopyFile, RemoveFile
 from hubmerge.publish.remote_state import RemoteBranch, RemoteState
 from hubmerge.publish.staging_branch import STAGING_BRANCH, staging_branch_of
+from hubmerge.system.disk import content_ids
 
 
 @dataclass(frozen=True, slots=True)

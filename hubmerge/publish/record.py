@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubmerge.conversion.folder_record import recorded_options
 from hubmerge.conversion.shard_writer import WrittenShard
-from hubmerge.planning.option_record import recalled_content_ids, record_options
 from hubmerge.planning.publication import Publication
-from hubmerge.publish.remote import RemoteCommit, content_ids
+from hubmerge.publish.remote import RemoteCommit
 
 _COMMENT = re.compile(r"<!-- hubmerge (\{.*\}) -->")
 
@@ -46,9 +46,7 @@ class Record:
         small: Mapping[str, bytes],
     ) -> Record:
         """Return the record of the commit that publishes a model."""
-        files = {name: content_ids(content) for name, content in small.items()}
-        options = record_options(publication.options, publication.plan)
-        return cls(fingerprint, shards, {**options, "files": files})
+        return cls(fingerprint, shards, recorded_options(publication, small))
 
     @classmethod
     def parse(cls, text: str) -> Record | None:
@@ -80,19 +78,6 @@ class Record:
     def is_in(self, commit: RemoteCommit) -> bool:
         """Return whether it is this very run that made the commit."""
         return self.to_text() in commit.description
-
-    @property
-    def plan_options(self) -> dict[str, Any]:
-        """How the plan was made, as recorded."""
-        return {name: value for name, value in self.options.items() if name != "files"}
-
-    def content_ids(self) -> dict[str, tuple[str, ...]]:
-        """Return sha256 and git blob id of each small file.
-
-        Raises:
-            CheckpointError: the record is damaged.
-        """
-        return recalled_content_ids(dict(self.options))
 
 
 def records_of(commits: Iterable[RemoteCommit]) -> Iterable[Record]:

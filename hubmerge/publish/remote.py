@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,13 +28,6 @@ class RemoteFile:
 
 
 Listing = Mapping[str, RemoteFile]
-
-
-def content_ids(content: bytes) -> tuple[str, str]:
-    """Return how a listing identifies this content: by sha256 if it is LFS, else by git blob id."""
-    blob = b"blob %d\0" % len(content) + content
-    git_id = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
-    return hashlib.sha256(content).hexdigest(), git_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ from hubmerge.publish.remote import (
     RemoteCommit,
     RemoteFile,
     UploadedFile,
-    content_ids,
 )
+from hubmerge.system.disk import content_ids
 
 STAGING_BRANCH = re.compile(re.escape(BRANCH_PREFIX) + "[0-9a-f]{16}")
 

@@ -135,6 +135,13 @@ def sha256_of(file: FileIO) -> str:
     return digest.hexdigest()
 
 
+def content_ids(content: bytes) -> tuple[str, str]:
+    """Return the content's sha256, and its git blob id: a listing of the Hub has one of them."""
+    blob = b"blob %d\0" % len(content) + content
+    git_id = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    return hashlib.sha256(content).hexdigest(), git_id
+
+
 def is_file_of_size(path: Path, size_bytes: int) -> bool:
     """Return whether `path` is a regular file, not a link, of this size."""
     try:

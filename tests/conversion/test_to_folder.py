@@ -30,6 +30,9 @@ from tests.support.checkpoints.fixtures import (
 )
 
 DEFAULT_SHARD_SIZE = 2_000_000_000
+
+# Of a folder, what neither torch nor transformers writes.
+OURS = {"README.md", ".hubmerge.json"}
 ASSETS = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
           "chat_template.jinja"}  # fmt: skip
 
@@ -53,7 +56,7 @@ def assert_converted(folder: Path, tensors: Mapping[str, torch.Tensor], shard_si
     differ = [name for name in tensors if not oracle.same_tensor(found[name], tensors[name])]
     assert not differ
     expected = oracle.expected_folder(tensors, shard_size)
-    written = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "README.md"}
+    written = {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in OURS}
     assert written.keys() == expected.files.keys()
     assert [name for name in written if written[name] != expected.files[name]] == []
 
@@ -229,7 +232,7 @@ def test_assets_are_copied_and_nothing_else(tmp_path: Path) -> None:
     """Config and tokenizer come verbatim, but for the dtype; weights and secrets stay behind."""
     out, assets = tmp_path / "out", assets_path("llama_fsdp_2")
     hubmerge.convert(checkpoint_path("llama_fsdp_2"), out, model_assets_dir=assets)
-    written = {path.name for path in out.iterdir()} - {"README.md"}  # the card, if there is one
+    written = {path.name for path in out.iterdir()} - OURS
     assert written == ASSETS | {"model.safetensors"}
     for name in ASSETS - {"config.json"}:
         assert (out / name).read_bytes() == (assets / name).read_bytes(), name

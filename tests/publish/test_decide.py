@@ -20,9 +20,9 @@ from hubmerge.publish.remote import (
     Refs,
     RemoteFile,
     RemoveFile,
-    content_ids,
 )
 from hubmerge.publish.remote_state import RemoteBranch, RemoteState
+from hubmerge.system.disk import content_ids
 from tests.support.push.models import Model
 
 pytest_plugins = ["tests.support.push.plugin"]

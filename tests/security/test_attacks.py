@@ -260,4 +260,5 @@ def test_auto_map_takes_no_file_from_elsewhere(file: str, tmp_path: Path) -> Non
     (assets / file).write_text(json.dumps({"auto_map": auto_map}))
     hubmerge.convert(honest_checkpoint(tmp_path), tmp_path / "out", model_assets_dir=assets)
     written = {p.name for p in (tmp_path / "out").iterdir()}
-    assert written == {file, "ok.py", "bad.py", "README.md", "model.safetensors"}
+    weights = {"model.safetensors", "README.md", ".hubmerge.json"}
+    assert written == {file, "ok.py", "bad.py", *weights}
