@@ -329,7 +329,10 @@ def _verify_folder(
     record = read_record(save_dir)
     if record is not None and options.card is None and options.license is None:
         plan_with = partial(prepare, load_dir, progress=progress)
-        return verify_recorded_folder(save_dir, record, options, plan_with, progress)
+        result = verify_recorded_folder(save_dir, record, options, plan_with, progress)
+        for warning in result.warnings:
+            progress.warn(warning)
+        return result
     # The card names the repository that the folder was made for.
     named = repository_named_in(save_dir / CARD)
     return verify_folder(_publication(load_dir, named, options, progress), save_dir, progress)

@@ -56,8 +56,6 @@ def convert_plan(
     for note in plan.notes:
         progress.note(note)
     warnings = list(publication.warnings)
-    for warning in warnings:
-        progress.warn(warning)
     files = open_data_files(plan)
     with ExitStack() as until_done:
         folder = index = None

@@ -114,8 +114,6 @@ def push_plan(
     plan = publication.plan
     for note in plan.notes:
         progress.note(note)
-    for warning in publication.warnings:
-        progress.warn(warning)
     local = check_local(publication, options, ranks)
     if options.staging_dir is None:
         remove_leftovers(local.fingerprint, ranks)
