@@ -1,4 +1,4 @@
-"""What names an output, so that a run can tell what an earlier one has finished."""
+"""Identify an output, so that a run can use what an earlier one has finished."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hubmerge.planning.plan import Plan
 
 
 def fingerprint(plan: Plan, files: DataFiles) -> str:
-    """Names the output, by checkpoint, names and options; another checkpoint has another name.
+    """Return what identifies the output: a hash of the checkpoint, the names and the options.
 
     Reading all data would cost as much as converting it. The metadata is hashed whole, and nearly
-    always it has the id of the save that wrote it; of each data file, the size and a sample.
-    Where there is no id (`HuggingFaceStorageWriter`, torch before 2.3), two steps may differ in a
-    single tensor: there, the middle of each chunk is sampled too. A change that misses all samples
-    (in place, or of single rows where there is no id) is not seen here but by `hubmerge verify`.
+    always it has the id of the save that wrote it; each data file contributes its size and a
+    sample. Without such an id (`HuggingFaceStorageWriter`, torch before 2.3), two steps may differ
+    in a single tensor: then the middle of each chunk is sampled too. A change that misses all
+    samples (in place, or of single rows without an id) is found only by `hubmerge verify`.
     """
     digest = hashlib.sha256(plan.digest.encode())
     for name in sorted(plan.data_files):

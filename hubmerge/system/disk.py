@@ -1,7 +1,7 @@
 """Files and folders that survive a crash: locks, atomic writes, hashes, free space.
 
-Whatever stands in a folder may have come from anybody: no link is followed, and what is no regular
-file is not opened for long enough to block.
+The files in a folder may have come from anyone: no link is followed, and nothing but a regular
+file is read.
 """
 
 from __future__ import annotations
