@@ -70,9 +70,8 @@ def decide(state: RemoteState, wanted: Wanted) -> Decision:
     Raises:
         UsageError: the target cannot be what the options say.
     """
-    _check_target(state, wanted.options)
     done = _published_on(state, wanted)
-    _check_tag(state, wanted.options, done)
+    check_target(state, wanted.options, done)
     held = dict(state.staged or {})
     for branch in filter(None, (state.base, done)):
         held |= branch.published(wanted.fingerprint)
@@ -157,7 +156,13 @@ def _holds(branch: RemoteBranch, name: str, content: bytes) -> bool:
     return file is not None and file.matches(content_ids(content))
 
 
-def _check_target(state: RemoteState, options: PushOptions) -> None:
+def check_target(state: RemoteState, options: PushOptions, done: RemoteBranch | None) -> None:
+    """Raise UsageError if the target cannot be what the options say.
+
+    Args:
+        done: the branch that holds exactly what is planned already.
+    """
+    _check_tag(state, options, done)
     revision = options.revision
     if options.private and state.is_private is False:
         raise UsageError(

@@ -59,13 +59,16 @@ def check_local(publication: Publication, options: PushOptions, ranks: Ranks) ->
     files = open_data_files(plan)
     cap_bytes = staging_cap(plan, options.max_disk, ranks)
     check_outside_checkpoint(options.staging_dir, plan)
-    texts = {
-        **publication.texts(),
+    check_no_secrets(publication.texts() | public_texts(options))
+    return LocalState(publication, options, files, fingerprint(plan, files), cap_bytes)
+
+
+def public_texts(options: PushOptions) -> dict[str, bytes]:
+    """Return the options that anyone can read after the push."""
+    return {
         "--commit-message": (options.commit_message or "").encode(),
         "--commit-description": (options.commit_description or "").encode(),
     }
-    check_no_secrets(texts)
-    return LocalState(publication, options, files, fingerprint(plan, files), cap_bytes)
 
 
 def check_hub(hub: Hub, local: LocalState) -> tuple[RemoteState, Wanted, Decision]:

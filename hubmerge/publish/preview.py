@@ -8,9 +8,12 @@ from typing import Any
 
 from hubmerge.errors import AccessError
 from hubmerge.planning.publication import Publication
+from hubmerge.publish.decide import check_target
 from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.options import PushOptions
-from hubmerge.publish.preflight import check_hub, check_local
+from hubmerge.publish.preflight import check_hub, check_local, public_texts
+from hubmerge.publish.remote_state import RemoteState, read_state
+from hubmerge.publish.secrets import check_no_secrets
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks
 
 
@@ -76,15 +79,7 @@ def preview_push(
     held = decision.already_uploaded
     todo = [shard for shard in publication.plan.shards if shard.filename not in held]
     return PushPreview(
-        repo_id=options.repo_id,
-        url=done.url if done is not None else hub.url,
-        user=str(account["name"]) if account is not None else None,
-        exists=state.exists,
-        is_private=bool(state.is_private) if state.exists else options.private,
-        revision=options.revision,
-        creates_branch=decision.creates_branch,
-        tag=options.tag,
-        create_pr=options.create_pr,
+        **_of_target(hub, state, options, account),
         pull_request=done.url if done in state.pull_requests and done is not None else None,
         is_published=done is not None,
         staged=tuple(held),
@@ -96,6 +91,51 @@ def preview_push(
         notes=decision.notes,
         warnings=decision.warnings,
     )
+
+
+@quiet_hub()
+def preview_target(options: PushOptions) -> PushPreview:
+    """Return what is known of a push before there is a checkpoint; change nothing.
+
+    Raises:
+        HubmergeError: what a push would raise because of the token, the repository or the options.
+    """
+    check_no_secrets(public_texts(options))
+    hub = Hub(options.repo_id, options.token)
+    state = read_state(hub, options.revision, "", create_pr=False)
+    check_target(state, options, None)
+    account = hub.account()
+    if not state.exists:
+        check_may_create(account, options.repo_id)
+    return PushPreview(
+        **_of_target(hub, state, options, account),
+        pull_request=None,
+        is_published=False,
+        staged=(),
+        upload_bytes=0,
+        replaced=(),
+        removed=(),
+        kept=(),
+        readme="written",
+        notes=(),
+        warnings=(),
+    )
+
+
+def _of_target(
+    hub: Hub, state: RemoteState, options: PushOptions, account: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "repo_id": options.repo_id,
+        "url": hub.url,
+        "user": str(account["name"]) if account is not None else None,
+        "exists": state.exists,
+        "is_private": bool(state.is_private) if state.exists else options.private,
+        "revision": options.revision,
+        "creates_branch": state.is_missing,
+        "tag": options.tag,
+        "create_pr": options.create_pr,
+    }
 
 
 def check_may_create(account: Mapping[str, Any] | None, repo_id: str) -> None:

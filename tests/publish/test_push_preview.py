@@ -13,7 +13,7 @@ from hubmerge.errors import AccessError, HubmergeError, InsufficientSpaceError, 
 from hubmerge.planning.card import CardOptions
 from hubmerge.planning.publication import Publication
 from hubmerge.publish.options import PushOptions
-from hubmerge.publish.preview import PushPreview, preview_push
+from hubmerge.publish.preview import PushPreview, preview_push, preview_target
 from tests.support.fake_hub import Hub
 from tests.support.push.checks import INDEX, weights_of
 from tests.support.push.command import REPO, Done
@@ -147,3 +147,19 @@ def test_a_preview_agrees_with_the_push(preview: Preview, hub: Hub, push: Push) 
     assert list(found.removed) == result["removed"]
     assert (found.readme, found.upload_bytes) == (result["readme"], result["uploaded_bytes"])
     assert "model-00001-of-00009.safetensors" not in weights_of(hub.files(REPO))
+
+
+@pytest.mark.usefixtures("api", "naps")
+def test_a_target_without_a_checkpoint(hub: Hub) -> None:
+    """For the first minute of a training job: rights, repository, branch and tag."""
+    missing = preview_target(PushOptions(repo_id=REPO, private=True))
+    assert (missing.user, missing.exists, missing.is_private) == ("alice", False, True)
+    hub.create_repo(REPO).create_tag("v1", "main")
+    found = preview_target(PushOptions(repo_id=REPO, revision="next"))
+    assert (found.exists, found.creates_branch) == (True, True)
+    for wrong in ({"tag": "v1"}, {"revision": "v1"}, {"private": True}):
+        with pytest.raises(UsageError):
+            preview_target(PushOptions(repo_id=REPO, **wrong))
+    with pytest.raises(AccessError):
+        preview_target(PushOptions(repo_id="acme/model", token=hub.tokens["stranger"]))
+    assert list(hub.repos) == [REPO]
