@@ -362,7 +362,7 @@ def test_each_small_file_of_a_folder_is_checked(name: str, recorded: tuple[Path,
 def test_a_changed_shard_is_found_by_the_record(recorded: tuple[Path, Path]) -> None:
     """With the first tensor that differs."""
     checkpoint, folder = recorded
-    path = sorted(folder.glob("*.safetensors"))[0]
+    path = min(folder.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x99")
     (difference,) = hubmerge.verify(checkpoint, save_dir=folder).differences
     assert (difference.file, bool(difference.tensor)) == (path.name, True)
