@@ -1,4 +1,4 @@
-"""Reading any box of a stored tensor, however it was sharded.
+"""Read any box of a stored tensor, however it was sharded.
 
 A box is filled from the stored chunks that intersect it. Uneven and column shards, replicas and
 0-d tensors all go this one way.

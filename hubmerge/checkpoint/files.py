@@ -1,4 +1,4 @@
-"""Opening a checkpoint's files, which may come from anybody: links, pipes and devices among them.
+"""Open a checkpoint's files, which may come from anybody: links, pipes and devices among them.
 
 Every file of a checkpoint is opened here. A link may lead to another file of the checkpoint, and
 nowhere else; a pipe or a device would keep the run waiting, or never end.
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from hubmerge.errors import DamagedFileError, UnsafeInputError, from_os_error
 
-_NOT_ITS_FAULT = (EACCES, EPERM, EMFILE, ENFILE)
+_NOT_DAMAGE = (EACCES, EPERM, EMFILE, ENFILE)
 
 
 def open_inside(folder: Path, name: str) -> int:
-    """A file descriptor, open for reading, of a regular file in a checkpoint.
+    """Open a regular file of a checkpoint for reading, and return its descriptor.
 
     Args:
         folder: the checkpoint's, resolved.
@@ -47,7 +47,7 @@ def open_inside(folder: Path, name: str) -> int:
     except FileNotFoundError:
         raise DamagedFileError(name, "the data file is missing") from None
     except OSError as error:
-        if error.errno in _NOT_ITS_FAULT:
+        if error.errno in _NOT_DAMAGE:
             raise from_os_error(error, name) from None
         raise DamagedFileError(name, f"cannot be opened: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was replaced in between
@@ -57,7 +57,7 @@ def open_inside(folder: Path, name: str) -> int:
 
 
 def read_inside(folder: Path, name: str, most_bytes: int) -> bytes:
-    """The content of such a file, of at most `most_bytes`; errors as of `open_inside`."""
+    """Read such a file of at most `most_bytes`; errors as of `open_inside`."""
     with open(open_inside(folder, name), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes > most_bytes:

@@ -1,4 +1,4 @@
-"""From a checkpoint's own description to a `Checkpoint`, whichever of three forms it has.
+"""Read what describes a checkpoint, in any of its three forms, into a `Checkpoint`.
 
 - `.metadata`: one pickled ``torch.distributed.checkpoint.metadata.Metadata`` for all ranks;
 - `__{rank}.metadata`: the same, one file per rank (``dcp.save(use_collectives=False)``), to be
@@ -104,14 +104,14 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 def _dtype_name(module: str, name: str) -> str | None:
-    """`torch.<dtype>` becomes its own name; nothing else of torch is let in."""
+    """Return the name of `torch.<dtype>`; nothing else of torch is let in."""
     known = module == "torch" and (name in BY_NAME or name in UNSUPPORTED_NAMES)
     return name if known else None
 
 
 @gc_paused()
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `folder` says it holds; no data file is opened but for safetensors headers.
+    """Read what `folder` says it holds; of data files, only safetensors headers are opened.
 
     Raises:
         NotACheckpointError: nothing there describes a checkpoint, or the save was interrupted.
@@ -180,7 +180,7 @@ class _Merged:
         *,
         grow: bool = False,
     ) -> None:
-        """Add chunks of a tensor; `grow` where the shape is only what this file knows of it."""
+        """Add chunks of a tensor; `grow` if its shape is only as far as this file knows it."""
         known = self._found.get(key)
         if known is not None:
             if grow and len(known[1]) == len(shape):
@@ -258,7 +258,7 @@ def _pairs(value: Any, label: str, what: str) -> list[tuple[Any, Any]]:
 
 
 def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | None, Any]]:
-    """{key: {offsets: where stored}}."""
+    """Return where each chunk is stored, by key and offsets."""
     by_key: dict[str, dict[tuple[int, ...] | None, Any]] = {}
     for index, info in _pairs(value, label, "storage_data"):
         known = fields(index)
@@ -298,14 +298,14 @@ def _tensor_entry(entry: Any, key: str, label: str) -> tuple[str, tuple[int, ...
 
 
 def _path(value: Any) -> tuple[str, ...] | None:
-    """The nested keys of a flat key; DCP also has list indices among them."""
+    """Return the nested keys of a flat key; DCP also has list indices among them."""
     if not isinstance(value, tuple) or not 0 < len(value) <= _MAX_PATH_PARTS:
         return None
     return tuple(str(part) for part in value if isinstance(part, (str, int)))
 
 
 def _are_sizes(values: tuple[Any, ...]) -> bool:
-    """Are these the sizes or offsets of a tensor? Anything else is neither hashed nor printed."""
+    """Return whether these are sizes or offsets; anything else is neither hashed nor printed."""
     if len(values) > _MAX_DIMS:
         return False
     for value in values:  # noqa: SIM110 - called a million times, and a generator costs twice
@@ -375,7 +375,7 @@ def _codecs(value: Any, key: str, label: str) -> tuple[str, ...]:
 
 
 def safe_relative_path(path: str, label: str) -> str:
-    """`path` if it cannot leave the folder on any system.
+    """Return `path` if it cannot leave the folder on any system.
 
     Raises:
         UnsafeInputError: it is absolute, has a drive, `..` or a control character, or is empty.

@@ -1,12 +1,12 @@
-"""The walk over a pickle's opcodes, before anything is unpickled: what it refuses, and changes.
+"""Walk over a pickle's opcodes before anything is unpickled; refuse some, replace others.
 
 - The C unpickler allocates what some opcodes ask for before it looks at how much there is (a memo
-  index of 2**31 costs 32 GB): every length and index is held against the data.
+  index of 2**31 costs 32 GB): every length and index is checked against the data.
 - Opcodes that torch's writers never use are refused.
 - A dict's keys would be hashed, and a tuple of tuples that share one another keeps Python's `hash`
-  busy for ever, or ends the process where they are nested ten thousands deep. So no dict is built:
+  busy for ever, or ends the process if they are nested ten thousands deep. So no dict is built:
   the opcodes for dicts become those for lists. Of ``{k: v, l: w}`` comes ``[k, v, l, w]``, and
-  ``[(k, v)]`` where the pickler added one entry alone.
+  ``[(k, v)]`` if the pickler added one entry alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TUPLE2_APPEND = b"\x86a"  # what SETITEM becomes
 
 
 def without_dicts(data: bytes, label: str) -> bytes:
-    """The same pickle with lists in place of its dicts, once all of it is found harmless.
+    """Return the pickle with lists in place of its dicts, once all of it is found harmless.
 
     Args:
         label: the file's name, for messages.
@@ -84,7 +84,7 @@ def without_dicts(data: bytes, label: str) -> bytes:
 
 
 def _beyond(data: bytes, position: int, label: str) -> int:
-    """Where the opcode that is no part of a run ends, together with what follows it."""
+    """Return where an opcode outside a run ends, together with its operand."""
     opcode, end = data[position], len(data)
     if opcode in _LENGTH_BYTES:
         start = position + 1 + _LENGTH_BYTES[opcode]

@@ -1,4 +1,4 @@
-"""What every storage format comes down to: bytes that can be read, and where a chunk's lie."""
+"""What every storage format comes down to: readable bytes, and where a chunk is in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small pickle in each `torch.save` record: what it says of the tensor beside it.
+"""Read the small pickle in each `torch.save` record, which describes the tensor beside it.
 
 It is read with stand-ins, and every part of it is checked for its type before it is used, compared
 or printed: a few bytes of pickle can describe a structure that takes forever to print.

@@ -1,6 +1,6 @@
-"""``DCP_SHARDING_INFO``: what torch's writers note in the header of a safetensors file.
+"""Read ``DCP_SHARDING_INFO``, which torch's writers put in the header of a safetensors file.
 
-It says which part of its tensor each entry is; the entry itself only has the part's shape.
+It says which box of its tensor each entry is; the entry itself only has the shape of the box.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SHARDING_INFO = "DCP_SHARDING_INFO"
 def saved_offsets(
     tensors: Iterable[HeaderTensor], metadata: Mapping[str, str], label: str
 ) -> dict[str, tuple[int, ...]]:
-    """Where each tensor begins in its whole, in elements, by key; without those it says nothing of.
+    """Return where each entry begins in its whole tensor, by key, if the file says so.
 
     Args:
         metadata: the header's ``__metadata__``.

@@ -1,4 +1,4 @@
-"""Proof that the stored chunks of a tensor cover it: no gap, no overlap, by arithmetic alone.
+"""Prove that the stored chunks of a tensor cover it: no gap, no overlap, by arithmetic alone.
 
 A missing chunk would leave random weights in a model that loads without an error, so nothing is
 converted without this proof.

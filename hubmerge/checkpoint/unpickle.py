@@ -1,4 +1,4 @@
-"""Reading the two pickles of a checkpoint without executing anything from them.
+"""Read the two pickles of a checkpoint without executing anything from them.
 
 `.metadata` and the `data.pkl` of each record are pickles, and a pickle is a program: it names
 callables and calls them. Here a name is looked up in a table of stand-ins that the caller gives,
@@ -38,7 +38,7 @@ class Inert:
     __slots__ = ("args", "state")
 
     args: tuple[Any, ...]
-    """Missing where the pickle made the object without a call; so is `state` without a state."""
+    """Missing if the pickle made the object without a call; so is `state` without a state."""
     state: Any
 
     def __init__(self, *args: Any) -> None:
@@ -59,7 +59,7 @@ new_dict: Callable[[], Any] = list[Any]().copy
 
 
 def pairs(items: Any) -> list[tuple[Any, Any]] | None:
-    """The entries of a dict, which `load` gives as a list; None where it is none."""
+    """Return the entries of a dict, which `load` gives as a list; None if it is not one."""
     if type(items) is not list:
         return None
     found = []
@@ -73,7 +73,7 @@ def pairs(items: Any) -> list[tuple[Any, Any]] | None:
 
 
 def fields(thing: Any) -> dict[str, Any] | None:
-    """The attributes that an object's state sets; None where it is no dict of a sane size."""
+    """Return the attributes that an object's state sets; None if it is no dict of a sane size."""
     state = getattr(thing, "state", None)
     if type(state) is not list or len(state) > _MAX_STATE:
         return None
@@ -87,7 +87,7 @@ def fields(thing: Any) -> dict[str, Any] | None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """See `load`; `data` has no dicts any more."""
+    """The unpickler behind `load`; its data has no dicts any more."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Elements of one type rounded to another, as torch's ``tensor.to(dtype)`` does, bit for bit.
+"""Round elements of one type to another, as torch's ``tensor.to(dtype)`` does, bit for bit.
 
 float32 to bfloat16 is what nearly every conversion needs, and numpy does it as fast as the disk
 writes: so a conversion need not wait for torch's import. Torch does all else.
@@ -33,7 +33,7 @@ def cast(
 
 
 def finite_made_infinite(stored: memoryview, stored_dtype: str, out: memoryview) -> float | None:
-    """The first finite number of `stored` that is infinite in `out`, which is float16."""
+    """Return the first finite number of `stored` that is infinite in `out`, which is float16."""
     infinite = _tensor(out, "float16").isinf()
     if not infinite.any():
         return None
@@ -76,7 +76,7 @@ def _tensor(buffer: memoryview, dtype: str) -> torch.Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A block is too small to be cast by many threads: they would spin and starve the others."""
+    """Cast in one thread: for so little, many would spin and starve the others."""
     import torch
 
     threads = torch.get_num_threads()

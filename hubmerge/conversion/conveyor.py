@@ -1,7 +1,7 @@
-"""Blocks of memory that go round: filled by the caller, then handed from one stage to the next.
+"""A ring of reusable buffers, passed through one thread per stage.
 
 Each stage has a thread of its own, and sees the blocks in the order in which they were sent. So
-memory is bounded by the blocks there are, and the caller waits where the stages are slower.
+memory is bounded by the blocks there are, and the caller waits if the stages are slower.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Stage = Callable[[memoryview], object]
 class _Load(NamedTuple):
     block: memoryview
     content: memoryview
-    """What of `block` is filled."""
+    """The filled part of `block`."""
 
 
 class Conveyor:
-    """A context manager; when it is left, all that was sent has been through all stages.
+    """A context manager; when it exits, all that was sent has been through all stages.
 
     Args:
         stages: called with each content, one after the other; an error of one ends all.
@@ -42,7 +42,7 @@ class Conveyor:
         ]
 
     def block(self) -> memoryview:
-        """A block to fill; waits until one is free. Raises the error of a stage."""
+        """Return a block to fill, when one is free; raise the error of a stage."""
         block = self._free.get()
         self._check()
         return block

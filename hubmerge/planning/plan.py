@@ -146,7 +146,7 @@ class Plan:
 
     @cached_property
     def main_dtype(self) -> str | None:
-        """The floating dtype that most bytes have, or None where there is none."""
+        """The floating dtype that most bytes have, or None if there is none."""
         sizes: dict[str, int] = {}
         for shard in self.shards:
             for tensor in shard.tensors:
