@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect as introspection
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial, wraps
@@ -17,7 +17,7 @@ from hubmerge.conversion.folder_record import read_record
 from hubmerge.conversion.shard_writer import BUFFER_BYTES
 from hubmerge.conversion.slabs import open_data_files
 from hubmerge.conversion.to_folder import ConvertResult, convert_plan
-from hubmerge.errors import HubmergeError, UsageError, only_our_errors
+from hubmerge.errors import UsageError, only_our_errors
 from hubmerge.hf_format.assets import Assets
 from hubmerge.names.naming import holds_model
 from hubmerge.names.options import DEFAULT_NAMING, NamingOptions
@@ -33,7 +33,9 @@ from hubmerge.planning.publication import Publication
 from hubmerge.progress import SILENT, Progress
 from hubmerge.publish.hub import Hub, quiet_hub
 from hubmerge.publish.options import DEFAULT_BRANCH, PushOptions
+from hubmerge.publish.preview import PushPreview, preview_push, preview_target
 from hubmerge.publish.push import PushResult, push_plan
+from hubmerge.publish.staged import StagedPush, list_staged, remove_staged
 from hubmerge.publish.staging_folder import staging_cap
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks
 from hubmerge.verification import (
@@ -115,39 +117,62 @@ def plan(
     return prepare(Path(load_dir), PlanOptions.among(locals()))
 
 
-@_public
+@only_our_errors()
 def preview(
-    load_dir: str | Path,
-    repo_id: str | None = None,
+    load_dir: Path,
+    options: PlanOptions,
+    where: PushOptions | None,
     *,
-    no_push: bool = True,
-    max_disk: int | None = None,
+    repo_id: str | None = None,
     progress: Progress = SILENT,
     ranks: Ranks = SINGLE_PROCESS,
-    model_assets_dir: str | Path | None = None,
-    shard_size: int | str | None = None,
-    dtype: str | TorchDtype | None = None,
-    license: str | None = None,  # noqa: A002 - the Hub's word
-    card: str | Path | None = None,
-    eval_results: str | Path | None = None,
-    no_config: bool = False,
-    naming: NamingOptions = DEFAULT_NAMING,
 ) -> Preview:
-    """`plan`, and what a run with it would write and need; a warning where it would fail."""
-    publication = _planned(load_dir, repo_id, PlanOptions.among(locals()), progress)
-    planned, warnings = publication.plan, list(publication.warnings)
-    try:
-        open_data_files(planned)
-    except HubmergeError as error:
-        warnings.append(f"the run would fail: {error}")
-    small = publication.small_files()
-    sizes = {shard.filename: shard.size_bytes for shard in planned.shards}
-    sizes |= {name: len(content) for name, content in small.items()}
+    """Return what a conversion, or a push to `where`, would write and need; change nothing.
+
+    Args:
+        repo_id: for the model card of a conversion.
+
+    Raises:
+        HubmergeError: what the run itself would raise before it converts anything.
+    """
+    name = where.repo_id if where is not None else repo_id
+    publication = _planned(load_dir, name, options, progress)
+    plan, push = publication.plan, None
+    open_data_files(plan)
+    sizes = {shard.filename: shard.size_bytes for shard in plan.shards}
+    sizes |= {name: len(content) for name, content in publication.small_files().items()}
     peak_disk_bytes = sum(sizes.values())
-    if not no_push:
-        staged = ranks.local_count * staging_cap(planned, max_disk, ranks)
+    if where is not None:
+        staged = ranks.local_count * staging_cap(plan, where.max_disk, ranks)
         peak_disk_bytes = min(staged, peak_disk_bytes)
-    return Preview(planned, sizes, tuple(warnings), BUFFER_BYTES, peak_disk_bytes)
+        progress.status(f"Checking {where.repo_id}…")
+        push = preview_push(publication, where, ranks)
+    return Preview(plan, sizes, publication.warnings, BUFFER_BYTES, peak_disk_bytes, push)
+
+
+@only_our_errors()
+def check(where: PushOptions) -> PushPreview:
+    """Return what is known of a push before there is a checkpoint; change nothing.
+
+    Raises:
+        HubmergeError: what a push would raise because of the token, the repository or the options.
+    """
+    return preview_target(where)
+
+
+@only_our_errors()
+def staged(repo_id: str, token: str | None, remove: Collection[str] = ()) -> list[StagedPush]:
+    """Return what unfinished pushes left on a repository, once `remove` is removed.
+
+    Raises:
+        UsageError: one of `remove` is no staging branch.
+        HubmergeError: the Hub refuses.
+    """
+    with quiet_hub():
+        hub = Hub(repo_id, token)
+        if remove:
+            remove_staged(hub, remove)
+        return list_staged(hub)
 
 
 @_public

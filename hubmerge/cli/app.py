@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 import click
 
 from hubmerge.cli.options import (
+    CHECK_GROUPS,
     PUSH_GROUPS,
     VERIFY_GROUPS,
     CheckpointOptions,
     OutputOptions,
     PushOutputOptions,
+    StagedOptions,
     VerifyOptions,
     declared_command,
     given,
@@ -157,15 +159,13 @@ def push(context: click.Context) -> None:
 
         result: Any
         if output.dry_run:
-            max_disk = where.max_disk if where else None
             result = api.preview(
                 load_dir,
-                repo_id,
-                no_push=folder.no_push,
-                max_disk=max_disk,
+                given_plan(context),
+                where,
+                repo_id=repo_id,
                 progress=bars,
                 ranks=ranks,
-                **what,
             )
         elif where is None:
             result = api.convert(
@@ -228,6 +228,55 @@ def inspect(context: click.Context) -> None:
     _print_result(result, output)
     if result.damaged:
         raise CheckpointError("; ".join(result.damaged))
+
+
+@declared_command(
+    cli,
+    CHECK_GROUPS,
+    positional=("repo_id", "load_dir"),
+    examples=(
+        "hubmerge check my-org/my-model --private",
+        "hubmerge check my-org/my-model runs/my-run --model-assets-dir base-model",
+    ),
+)
+def check(context: click.Context) -> None:
+    """Check that a push would work, and change nothing; the exit code is that of the push.
+
+    Without a checkpoint, token and repository are checked: in the first minute of a training job
+    rather than in its last.
+    """
+    output, where = given(context, OutputOptions), given_push(context)
+    with _bars(output) as bars:
+        from hubmerge import api
+
+        result: Any
+        if context.params["load_dir"] is None:
+            bars.status(f"Checking {where.repo_id}…")
+            result = api.check(where)
+        else:
+            load_dir = given(context, CheckpointOptions).load_dir
+            result = api.preview(load_dir, given_plan(context), where, progress=bars)
+    _print_result(result, output)
+
+
+@declared_command(
+    cli,
+    (StagedOptions, OutputOptions),
+    positional=("repo_id",),
+    examples=(
+        "hubmerge staged my-org/my-model",
+        "hubmerge staged my-org/my-model --remove hubmerge/0123456789abcdef",
+    ),
+)
+def staged(context: click.Context) -> None:
+    """List what unfinished pushes left on a repository; remove what is named."""
+    output, what = given(context, OutputOptions), given(context, StagedOptions)
+    with _bars(output) as bars:
+        bars.status(f"Reading {what.repo_id}…")
+        from hubmerge import api
+
+        result = api.staged(what.repo_id, what.token, what.remove)
+    _print_result(result, output)
 
 
 def _bars(output: OutputOptions, ranks: Ranks = SINGLE_PROCESS, **about: Any) -> Any:

@@ -79,6 +79,28 @@ class VerifyOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StagedOptions(Options):
+    """Whose staging branches to list, and which of them to remove."""
+
+    title = "Staged pushes"
+
+    repo_id: str = option(MISSING, "Repository to look at.", metavar="ORG/NAME")
+    token: str | None = option(
+        None,
+        "Access token.",
+        metavar="TOKEN",
+        if_unset="HF_TOKEN or the stored login",
+        parse=parse_token,
+        is_secret=True,
+    )
+    remove: tuple[str, ...] = option(
+        (),
+        "Remove this staging branch; a push that still uses it fails; may be repeated.",
+        metavar="BRANCH",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options):
     """What is printed."""
 
@@ -114,6 +136,7 @@ PUSH_GROUPS: tuple[type[Options], ...] = (
     NamingOptions,
     PushOutputOptions,
 )
+CHECK_GROUPS = (PushOptions, CheckpointOptions, PlanOptions, NamingOptions, OutputOptions)
 VERIFY_GROUPS = (CheckpointOptions, VerifyOptions, PlanOptions, NamingOptions, OutputOptions)
 
 
@@ -241,8 +264,9 @@ def _place(context: click.Context, names: tuple[str, ...], values: tuple[str, ..
             raise UsageError(f"{flag} {context.params[name]!r}: was given as {value!r} too")
         context.params[name] = value
         context.set_parameter_source(name, click.core.ParameterSource.COMMANDLINE)
-    if not _is_given(context, "load_dir"):
-        raise UsageError("--load-dir is missing", "Name the checkpoint's directory.")
+    if not _is_given(context, names[0]):
+        flag = "--" + names[0].replace("_", "-")
+        raise UsageError(f"{flag} is missing", f"Give it, or {names[0].upper()} first.")
 
 
 def _is_given(context: click.Context, name: str) -> bool:

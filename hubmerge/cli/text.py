@@ -12,6 +12,7 @@ from hubmerge.conversion.to_folder import ConvertResult
 from hubmerge.formatting import format_list, human_bytes, plural
 from hubmerge.planning.inspection import Inspection
 from hubmerge.planning.preview import Preview
+from hubmerge.publish.preview import PushPreview
 from hubmerge.publish.push import PushResult
 from hubmerge.verification import VerifyResult
 
@@ -112,6 +113,7 @@ def _(preview: Preview) -> dict[str, Any]:
         "warnings": list(preview.warnings),
         "peak_memory_bytes": preview.peak_memory_bytes,
         "peak_disk_bytes": preview.peak_disk_bytes,
+        "push": asdict(preview.push) if isinstance(preview.push, PushPreview) else None,
     }
 
 
@@ -147,7 +149,54 @@ def _(preview: Preview) -> str:
         f"Peak memory: that of the libraries + {human_bytes(preview.peak_memory_bytes)}",
         f"Peak disk: {human_bytes(preview.peak_disk_bytes)}",
     ]
+    if isinstance(preview.push, PushPreview):
+        lines += ["", as_text(preview.push)]
     return "\n".join(lines)
+
+
+@as_text.register
+def _(push: PushPreview) -> str:
+    visibility = "private" if push.is_private else "public"
+    branch = "will be created" if push.creates_branch and push.exists else "exists"
+    tag = f", tag {push.tag}" if push.tag is not None else ""
+    lines = [
+        f"Repository: {push.url} ({visibility}, {'exists' if push.exists else 'will be created'})",
+        f"Token: {push.user or 'of a job, which may not say whose it is'}, may write",
+        f"Branch: {push.revision} ({branch if push.exists else 'will be created'}){tag}",
+    ]
+    if push.create_pr:
+        lines.append(f"Pull request: {push.pull_request or 'will be opened'}")
+    if push.is_published:
+        return "\n".join([*lines, "Nothing to do: it holds this model already"])
+    if push.upload_bytes or push.staged:
+        there = f" ({plural(len(push.staged), 'file')} already there)" * bool(push.staged)
+        lines.append(f"Upload: {human_bytes(push.upload_bytes)}{there}")
+    if push.readme != "written":
+        lines.append(f"README.md: will be {push.readme}")
+    for title, names in (
+        ("Replaced", push.replaced), ("Removed", push.removed), ("Kept", push.kept)
+    ):  # fmt: skip
+        lines += [f"{title}: {format_list(names)}"] if names else []
+    lines += _section("Warnings:", [f"  {warning}" for warning in push.warnings])
+    return "\n".join(lines)
+
+
+@as_dict.register
+def _(pushes: list) -> dict[str, Any]:  # type: ignore[type-arg]
+    return {"staged": [asdict(push) for push in pushes]}
+
+
+@as_text.register
+def _(pushes: list) -> str:  # type: ignore[type-arg]
+    if not pushes:
+        return "Nothing is staged"
+    return "\n".join(
+        f"{push.branch}  {plural(push.shards, 'shard')}, {human_bytes(push.bytes)}, "
+        f"{push.updated:%Y-%m-%d %H:%M} UTC"
+        if push.updated is not None
+        else push.branch
+        for push in pushes
+    )
 
 
 @as_text.register

@@ -15,6 +15,7 @@ class Preview:
     Attributes:
         sizes: the size in bytes of each file that would be written, by its name.
         peak_memory_bytes: the most that the run holds, without what the libraries take.
+        push: what a push would do on the Hub (`publish.preview.PushPreview`).
         peak_disk_bytes: the most that would be on this machine's disk at a time.
     """
 
@@ -23,3 +24,4 @@ class Preview:
     warnings: tuple[str, ...]
     peak_memory_bytes: int
     peak_disk_bytes: int
+    push: object | None = None

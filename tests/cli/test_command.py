@@ -14,15 +14,12 @@ from hubmerge import errors
 from tests.support.checkpoints.cases_plain import save_alone
 from tests.support.faults.conversion import (
     DATA_FILE,
-    SHARD_SIZE,
     TOKEN,
     content,
     damaged,
     push,
     run,
-    scratch,
     source,
-    wanted,
 )
 
 
@@ -127,19 +124,6 @@ def test_a_shard_size_of_any_length_is_one(tmp_path: Path) -> None:
     done = run(*push(source(), tmp_path / "out", "--shard-size", "9" * 400))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_a_dry_run_of_a_push_needs_the_disk_of_its_staging_folder() -> None:
-    """Two shards, or --max-disk; all of it where all is written to a folder."""
-    arguments = [*push(source(), scratch() / "none"), "--dry-run", "--json"]
-    whole = json.loads(run(*arguments).stdout)["peak_disk_bytes"]
-    to_hub = ["push", "--load-dir", source(), "--shard-size", str(SHARD_SIZE), "--repo-id", "a/b",
-              "--dry-run", "--json"]  # fmt: skip
-    largest = len(wanted()["model-00001-of-00003.safetensors"])
-    assert whole > 3 * largest
-    assert json.loads(run(*to_hub).stdout)["peak_disk_bytes"] == 2 * largest
-    capped = run(*to_hub, "--max-disk", str(largest + 10))
-    assert json.loads(capped.stdout)["peak_disk_bytes"] == largest + 10
 
 
 def test_help_documents_every_exit_code() -> None:
