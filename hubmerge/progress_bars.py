@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import threading
 import time
@@ -23,8 +23,16 @@ _WAITING = "Waiting for upload"
 
 # Below this many columns, sizes give way to the speed and the time left.
 _NARROW = 72
-_NARROW_FORMAT = "{desc} {percentage:3.0f}%|{bar}|{rate_fmt}, {remaining} left"
+_NARROW_FORMAT = "{desc} {percentage:3.0f}%|{bar}|{rate_fmt}, {remaining}"
 _WIDE_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"
+
+
+def _columns() -> int:
+    """Return the width of stderr's terminal (stdout may be a pipe); 0 if it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 0
 
 
 class _Stderr:
@@ -96,8 +104,7 @@ class Bars(Progress):
                 self._timed_line(f"{self._doing} {size} in {files}")
                 threading.Thread(target=self._log, name="progress", daemon=True).start()
                 return
-            is_narrow = shutil.get_terminal_size().columns < _NARROW
-            layout = _NARROW_FORMAT if is_narrow else _WIDE_FORMAT
+            layout = _NARROW_FORMAT if 0 < _columns() < _NARROW else _WIDE_FORMAT
             titles = [self._done.capitalize(), *(["Uploaded"] if self._uploads else [])]
             self._bars = [
                 self._bar(

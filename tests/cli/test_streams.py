@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
 import subprocess
+import sys
 import termios
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from hubmerge.progress_bars import Bars
 from tests.support.faults.conversion import (
-    INDEX,
     REPOSITORY,
     SHARD_SIZE,
     command,
@@ -48,12 +51,47 @@ def test_a_terminal_that_goes_does_not_end_the_work(shard_size: str, tmp_path: P
     assert stdout.startswith("✓ Converted".encode())
 
 
-def test_a_conversion_has_no_bar_for_uploads(tmp_path: Path) -> None:
-    """On a terminal; nothing is uploaded."""
+@pytest.mark.parametrize("columns", [46, 80, 200])
+def test_bars_keep_speed_and_time_left(columns: int) -> None:
+    """Whatever the terminal's width, and while the conversion waits for uploads."""
+    code = """
+import time
+from hubmerge.progress_bars import Bars
+with Bars(uploads=True) as bars:
+    bars.status("Reading checkpoint…")
+    bars.start(10**9, 2)
+    for _ in range(4):
+        time.sleep(0.15)
+        bars.converted(10**8)
+        bars.uploaded_bytes(10**7)
+    bars.waiting(True)
+"""
+    shown = on_a_terminal([sys.executable, "-c", code], columns)
+    assert "Reading checkpoint…" in shown
+    lines = [line for line in re.split(r"[\r\n]", shown) if "Waiting for upload" in line]
+    assert lines
+    assert re.search(r"40%.*[MG]B/s, \d\d:\d\d", lines[-1])
+    assert all(len(line) <= columns for line in lines)
+
+
+def test_a_log_has_a_line_now_and_then_although_nothing_moves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its time, and what is converted and uploaded."""
+    monkeypatch.setattr("hubmerge.progress_bars.LOG_EVERY_SECONDS", 0.05)
+    with Bars(uploads=True) as bars:
+        bars.start(2000, 1)
+        bars.converted(1000)
+        time.sleep(0.3)
+    shown = capsys.readouterr().err
+    assert re.search(r"\d\d:\d\d:\d\d converted 1.0 KB of 2.0 KB, uploaded 0 B", shown)
+
+
+def on_a_terminal(argv: list[str], columns: int) -> str:
+    """What a process shows on a terminal of its own."""
     ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # rows, columns
-    process = subprocess.Popen(command(*push(source(), tmp_path / "out")), stderr=theirs,
-                               stdout=subprocess.PIPE, cwd=REPOSITORY)  # fmt: skip
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    process = subprocess.Popen(argv, stderr=theirs, stdout=subprocess.PIPE, cwd=REPOSITORY)
     os.close(theirs)
     shown = b""
     with suppress(OSError):  # which is how a terminal's other end says that it has gone
@@ -61,38 +99,11 @@ def test_a_conversion_has_no_bar_for_uploads(tmp_path: Path) -> None:
             shown += piece
     os.close(ours)
     process.communicate()
-    assert b"Converted 100%" in shown
-    assert b"Uploaded" not in shown
+    return shown.decode()
 
 
-def test_a_reader_that_leaves_is_no_traceback() -> None:
-    """`hubmerge inspect | head -0`: exit 1, and silence."""
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(command("inspect", "--load-dir", source()), stdout=write, check=False,
-                          stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)  # fmt: skip
-    os.close(write)
-    assert done.returncode == 1
-    assert done.stderr == ""
-
-
-@pytest.mark.parametrize("debug", ["", "1"])
-def test_output_that_cannot_be_written_is_no_traceback(debug: str) -> None:
-    """A full disk behind `> file` is said in words, exit 1."""
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command("inspect", "--load-dir", source()), stdout=full, check=False,
-                              stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-                              env=os.environ | {"HF_DEBUG": debug})  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
-
-
-@pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_a_closed_stream_is_no_error(closed: str, tmp_path: Path) -> None:
-    """`>&-` and `2>&-`: the work is done all the same."""
-    number = {"stdout": 1, "stderr": 2}[closed]
-    shell = f'exec "$@" {number}>&-'
-    done = subprocess.run(["bash", "-c", shell, "-", *command(*push(source(), tmp_path / "out"))],
-                          capture_output=True, text=True, check=False, cwd=REPOSITORY)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / INDEX).exists()
+def test_a_conversion_has_no_bar_for_uploads(tmp_path: Path) -> None:
+    """On a terminal; nothing is uploaded."""
+    shown = on_a_terminal(command(*push(source(), tmp_path / "out")), 80)
+    assert "Converted 100%" in shown
+    assert "Uploaded" not in shown
