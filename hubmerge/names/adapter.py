@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError
 from hubmerge.formatting import format_list
 from hubmerge.names.peft_tuners import (
@@ -23,6 +22,7 @@ from hubmerge.names.peft_tuners import (
     Marks,
     has_unsupported_mark,
 )
+from hubmerge.names.views import TensorView
 from hubmerge.names.weights import Weight
 
 # What PEFT puts around the model: the tuner, and in it the base model.
@@ -163,7 +163,7 @@ def may_hold_adapter(keys: Collection[str]) -> bool:
     return has_adapter(keys) or any(".lora_" in key for key in keys)
 
 
-def select(tensors: Mapping[str, StoredTensor], spec: AdapterSpec) -> Selection:
+def select(tensors: Mapping[str, TensorView], spec: AdapterSpec) -> Selection:
     """Select the adapter's tensors, as PEFT's `get_peft_model_state_dict` does.
 
     Raises:
@@ -370,9 +370,9 @@ def warnings_for(selection: Selection, config: AdapterConfig | None) -> Iterator
         )
 
 
-def make_weight(name: str, tensor: StoredTensor, config: AdapterConfig | None) -> Weight:
+def make_weight(name: str, tensor: TensorView, config: AdapterConfig | None) -> Weight:
     """Make the adapter's tensor; one of AdaLoRA has the ranks that its config keeps."""
-    weight = Weight.whole(name, tensor)
+    weight = Weight(name, tensor)
     mark = ANY_TUNER.find(name.removeprefix(ROOT))
     axis = {"lora_A": 0, "lora_E": 0, "lora_B": 1}.get(mark.attribute) if mark else None
     if config is None or mark is None or axis is None or len(tensor.shape) != 2:

@@ -22,6 +22,8 @@ from hubmerge.names.views import TensorView
 
 _STACK = re.compile(r"(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
 
+_NUMBER = re.compile(r"\.\d+\.")
+
 # How models that keep experts apart call their tensors and what stands before them.
 _STYLES = (
     ("", "", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
@@ -152,13 +154,21 @@ def _without_suffix(views: Views, architecture: Architecture) -> Iterator[tuple[
 
 
 def _on_hub(stored: Views, architecture: Architecture | None) -> OnHub:
-    """Return what transformers would make of the tensors; those it does not know stay."""
-    names = architecture.names if architecture is not None else {}
-    unknown = {name: view for name, view in stored.items() if name not in names}
+    """Return what transformers would make of the tensors; those it does not know stay.
+
+    A further layer is converted as the model's own are: those that predict several tokens are in no
+    class of transformers.
+    """
     if architecture is None:
-        return OnHub.unchanged(unknown)
-    known = {name: view for name, view in stored.items() if name in names}
+        return OnHub.unchanged(stored)
+    kinds = set(map(_of_any_layer, architecture.names))
+    known = {name: view for name, view in stored.items() if _of_any_layer(name) in kinds}
+    unknown = {name: view for name, view in stored.items() if name not in known}
     return architecture.to_hub(known).with_unchanged(unknown)
+
+
+def _of_any_layer(name: str) -> str:
+    return _NUMBER.sub(".#.", name)
 
 
 def _split_by_name(

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hubmerge.checkpoint.schema import Checkpoint
-from hubmerge.errors import CheckpointError, NoModelWeightsError, UsageError
+from hubmerge.errors import NoModelWeightsError, UsageError
 from hubmerge.hf_format.assets import Module
 from hubmerge.hf_format.filenames import ADAPTER_NAME
-from hubmerge.names import adapter, left_out, torchtitan
+from hubmerge.names import adapter, left_out, prime_rl, torchtitan
 from hubmerge.names.adapter import NO_ADAPTER, AdapterSpec
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.draft import Draft
@@ -36,7 +36,7 @@ from hubmerge.names.selection import choose_tensors, leave_other_models
 from hubmerge.names.sentence_modules import take_modules
 from hubmerge.names.structure import own_prefix
 from hubmerge.names.tied import SameElements, drop_tied
-from hubmerge.names.views import TensorView
+from hubmerge.names.translation import translate, with_text_prefix
 from hubmerge.names.weights import Naming, Weight
 
 
@@ -96,6 +96,10 @@ def name_weights(
     draft = choose_tensors(checkpoint, options, known)
     draft.rename({name: unwrap(name) for name in draft.tensors}, "")
     leave_other_models(draft, options, known)
+    modules = [] if adapter.has_adapter(draft.tensors) else take_modules(draft, truth.modules)
+    own_names = own_prefix(draft.shapes)  # before the user renames them
+    draft.rename(_renamed(draft.tensors, options), "")
+    translated = _translate(draft, truth)
     is_adapter = adapter.has_adapter(draft.tensors)
     if options.mode == "lora" and not is_adapter:
         raise NoModelWeightsError("--mode lora: there is no adapter in this checkpoint")
@@ -109,15 +113,17 @@ def name_weights(
                 "--mode full: the adapter is left out, not merged into the weights"
             )
         refuse_packed(draft.tensors, is_peft=is_adapter)
+        if not translated:
+            _strip_prefix(draft, known, own_names, options)
         precision = Precision(
             dtype,
             options,
             truth.architecture,
             truth.reference,
-            stored=draft.tensors.values(),
+            stored=draft.sources,
             is_given=dtype_is_given,
         )
-        naming = _name_model(draft, options, truth, precision)
+        naming = _name_model(draft, options, truth, precision, modules)
     naming.warnings.extend(left_out.warnings_for(draft.lost, truth.is_all_zero))
     return naming
 
@@ -136,12 +142,11 @@ def holds_model(checkpoint: Checkpoint) -> bool:
 def _name_adapter(draft: Draft, options: NamingOptions, spec: AdapterSpec) -> Naming:
     selection = adapter.select(draft.tensors, spec)
     for name, reason in selection.left_out.items():
-        draft.drop(draft.tensors[name], reason)
+        draft.leave_out(name, reason)
     draft.why.append(adapter.describe(spec.config))
     draft.warnings += adapter.warnings_for(selection, spec.config)
-    new_names = _renamed(selection.stored, options)
     weights = [
-        adapter.make_weight(new_names[name] or name, draft.tensors[stored], spec.config)
+        adapter.make_weight(name, draft.tensors[stored], spec.config)
         for name, stored in selection.stored.items()
     ]
     weights = [_with_kept_dtype(weight, options) for weight in weights]
@@ -159,22 +164,17 @@ def _with_kept_dtype(weight: Weight, options: NamingOptions) -> Weight:
 
 
 def _name_model(
-    draft: Draft, options: NamingOptions, truth: ModelSpec, precision: Precision
+    draft: Draft,
+    options: NamingOptions,
+    truth: ModelSpec,
+    precision: Precision,
+    others: list[Weight],
 ) -> Naming:
-    others = take_modules(draft, truth.modules)
-    prefix = own_prefix(draft.shapes)  # not of names that the user gives
-    draft.rename(_renamed(draft.tensors, options), "")
-    family = _rename_titan(draft, truth.config)
-    if family is None:
-        _strip_prefix(draft, truth.known_names(), prefix, options)
-    stored = {name: TensorView.whole(tensor) for name, tensor in draft.tensors.items()}
+    stored = draft.tensors
     if truth.same is not None:
         draft.dropped += drop_tied(
             stored, truth.config, truth.architecture, truth.reference, truth.same
         )
-    if family is not None:
-        config = truth.config or {}
-        stored = {name: family.reordered(name, view, config) for name, view in stored.items()}
     layout = to_hub_layout(stored, options.experts, truth.architecture, truth.reference)
     weights = []
     for name, (name_in_memory, view) in layout.views.items():
@@ -217,7 +217,7 @@ def _strip_prefix(draft: Draft, known: Known, own: str, options: NamingOptions) 
             is_head = name.partition(".")[0] in HEADS
             if not (name.startswith(rule.stripped) or name in known or is_head):
                 reason = f"outside '{rule.stripped}'"
-                draft.drop(draft.tensors.pop(name), reason, may_be_trained=True)
+                draft.leave_out(name, reason, may_be_trained=True)
     draft.rename({name: rule(name) for name in draft.tensors}, "")
     if not known:
         _warn_of_strange_names(draft)
@@ -251,25 +251,21 @@ def _renamed(names: Collection[str], options: NamingOptions) -> dict[str, str | 
     return result
 
 
-def _rename_titan(draft: Draft, config: Mapping[str, Any] | None) -> torchtitan.Family | None:
-    """transformers' names for torchtitan's, where the checkpoint has those."""
-    if not torchtitan.is_titan(draft.tensors):
-        return None
-    label, family = torchtitan.family_of(config)
-    names: dict[str, str | None] = {}
-    for name in list(draft.tensors):
-        new = family.name(name)
-        if new is not None:
-            names[name] = new
-        elif name.endswith((*family.counters, *family.without_place)):
-            may_be_trained = name.endswith(family.without_place)
-            tensor = draft.tensors.pop(name)
-            draft.drop(tensor, "torchtitan's own state", may_be_trained=may_be_trained)
-        else:
-            raise CheckpointError(
-                f"{name!r} is of an unknown generation of torchtitan's {label}: no table has it",
-                "Export the model with torchtitan's own to_hf(), or map the name with --rename.",
-            )
-    draft.rename(names, "")
-    draft.why.append(f"torchtitan's {label} names")
-    return family
+def _translate(draft: Draft, truth: ModelSpec) -> bool:
+    """Bring a trainer's own names and shapes to transformers'; return whether there were any."""
+    config, names = truth.config or {}, draft.tensors
+    if torchtitan.is_torchtitan(names):
+        table = torchtitan.table_for(truth.config, names)
+        draft.rename(torchtitan.modern_names(names, config), "")
+    elif (found := prime_rl.table_for(truth.config, names)) is not None:
+        table = found
+    else:
+        return False
+    done = translate(draft.tensors, table, config)
+    for name in done.counters:
+        draft.leave_out(name, f"state of {table.label}")
+    for name in done.without_place:
+        draft.leave_out(name, f"state of {table.label}", may_be_trained=True)
+    draft.tensors = with_text_prefix(done.views, table.text_prefix, truth.known_names())
+    draft.why.append(f"{table.label} names")
+    return True

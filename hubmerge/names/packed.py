@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hubmerge.checkpoint.schema import StoredTensor
 from hubmerge.errors import CheckpointError
 from hubmerge.names.structure import has_layers
+from hubmerge.names.views import TensorView
 
 # What bitsandbytes stores beside a packed weight.
 _SCALES = frozenset(
@@ -29,7 +29,7 @@ _SCALES = frozenset(
 _MOST = 0.5
 
 
-def refuse_packed(tensors: Mapping[str, StoredTensor], *, is_peft: bool) -> None:
+def refuse_packed(tensors: Mapping[str, TensorView], *, is_peft: bool) -> None:
     """Refuse a model whose weights are packed.
 
     Args:
@@ -51,7 +51,7 @@ def refuse_packed(tensors: Mapping[str, StoredTensor], *, is_peft: bool) -> None
         )
 
 
-def _packed_columns(tensors: Mapping[str, StoredTensor]) -> list[str]:
+def _packed_columns(tensors: Mapping[str, TensorView]) -> list[str]:
     """Return packed weights: a column of bytes, or most matrices of the layers columns."""
     columns = [name for name, tensor in tensors.items() if _is_column(tensor)]
     columns = [name for name in columns if name.endswith("weight")]
@@ -65,5 +65,5 @@ def _packed_columns(tensors: Mapping[str, StoredTensor]) -> list[str]:
     return as_bytes or (sorted(inside) if len(inside) > _MOST * len(matrices) else [])
 
 
-def _is_column(tensor: StoredTensor) -> bool:
+def _is_column(tensor: TensorView) -> bool:
     return len(tensor.shape) == 2 and tensor.shape[1] == 1 and tensor.shape[0] > 1

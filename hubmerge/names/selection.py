@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from math import prod
 
 from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import NoModelWeightsError, UsageError
@@ -27,6 +28,7 @@ from hubmerge.names.structure import (
     is_whole_model,
 )
 from hubmerge.names.training_state import OPTIMIZER, is_state_word, training_state
+from hubmerge.names.views import TensorView
 
 # A number of one element that models have, and no trainer's counter.
 _MODEL_COUNTER = "num_batches_tracked"
@@ -49,13 +51,15 @@ def choose_tensors(checkpoint: Checkpoint, options: NamingOptions, known: Known)
     if options.model_key is not None:
         prefix = options.model_key + "."
         draft.why.append(f"--model-key {options.model_key}")
-        draft.tensors = {t.key.removeprefix(prefix): t for t in tensors}
+        draft.tensors = {t.key.removeprefix(prefix): TensorView.whole(t) for t in tensors}
     else:
         paths = saved_paths(tensors)
         root, members = _find_root(draft, tensors, paths, options, known)
         draft.why.append(describe_root(root))
         prefix = ".".join((*root, ""))
-        draft.tensors = {t.key.removeprefix(prefix) if root else t.key: t for t in members}
+        draft.tensors = {
+            t.key.removeprefix(prefix) if root else t.key: TensorView.whole(t) for t in members
+        }
     if not draft.tensors:
         raise _no_weights(checkpoint, options)
     return draft
@@ -69,7 +73,7 @@ def leave_other_models(draft: Draft, options: NamingOptions, known: Known) -> No
     """
     for name, tensor in list(draft.tensors.items()):
         if _is_counter(name, tensor) and name not in known:
-            draft.drop(draft.tensors.pop(name), "not a weight")
+            draft.leave_out(name, "not a weight")
     if options.include:
         return
     shapes = draft.shapes
@@ -258,7 +262,7 @@ def _drop_nameless_averages(draft: Draft) -> None:
 
 def _drop_all(draft: Draft, prefix: str, reason: str) -> None:
     for name in [name for name in draft.tensors if name.startswith(prefix)]:
-        draft.drop(draft.tensors.pop(name), reason)
+        draft.leave_out(name, reason)
 
 
 def _raw_prefix(draft: Draft, prefix: str) -> str:
@@ -272,16 +276,16 @@ def _raw_prefix(draft: Draft, prefix: str) -> str:
     return prefix.removesuffix(".")
 
 
-def _is_counter(name: str, tensor: StoredTensor) -> bool:
-    is_one_number = "." not in name and tensor.parameters == 1 and not _is_float(tensor)
+def _is_counter(name: str, tensor: TensorView) -> bool:
+    is_one_number = "." not in name and prod(tensor.shape) == 1 and not _is_float(tensor)
     return is_one_number and name != _MODEL_COUNTER
 
 
-def _is_of_average(tensor: StoredTensor) -> bool:
+def _is_of_average(tensor: TensorView) -> bool:
     return any(map(is_ema, tensor.key.split(".")[:_OUTER]))
 
 
-def _is_float(tensor: StoredTensor) -> bool:
+def _is_float(tensor: StoredTensor | TensorView) -> bool:
     dtype = BY_NAME.get(tensor.dtype)
     return dtype is not None and dtype.kind == "float"
 

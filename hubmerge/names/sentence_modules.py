@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 
 from hubmerge.hf_format.assets import Module
 from hubmerge.names.draft import Draft
-from hubmerge.names.views import TensorView
 from hubmerge.names.weights import Weight
 
 # What the first module puts before the names of the model that it wraps.
@@ -31,7 +30,7 @@ def take_modules(draft: Draft, modules: Sequence[Module]) -> list[Weight]:
             weights += [
                 Weight(
                     name.removeprefix(prefix),
-                    TensorView.whole(draft.tensors.pop(name)),
+                    draft.tensors.pop(name),
                     folder=module.folder,
                 )
                 for name in inside

@@ -148,6 +148,16 @@ class TensorView:
         return tuple({part.source.key: part.source for part in self.parts}.values())
 
     @property
+    def dtype(self) -> str:
+        """The element type of its first element, by torch's name."""
+        return self.sources[0].dtype
+
+    @property
+    def key(self) -> str:
+        """The checkpoint key of its first element, for messages."""
+        return self.sources[0].key
+
+    @property
     def ndim(self) -> int:
         """The number of dimensions."""
         return len(self.shape)

@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 import hubmerge
 from hubmerge.errors import CheckpointError, UsageError
 from hubmerge.names.options import NamingOptions
-from hubmerge.names.torchtitan import FAMILIES
+from hubmerge.names.torchtitan import TABLES
 from tests.names.test_architectures import load_whole, tensors_in
 from tests.support.trainers.models import build, logits
+from tests.support.trainers.own_classes import GENERATIONS, neighbours, titan_state
 from tests.support.trainers.saves import State, save, save_config
-
-# transformers' name -> torchtitan's, written down apart from the tables under test.
-OLD = {
-    r"model\.embed_tokens": "tok_embeddings",
-    r"model\.norm": "norm",
-    r"lm_head": "output",
-    r"model\.(layers\.\d+)\.self_attn\.([qkv])_proj": r"\1.attention.w\2",
-    r"model\.(layers\.\d+)\.self_attn\.o_proj": r"\1.attention.wo",
-    r"model\.(layers\.\d+)\.self_attn\.([qk])_norm": r"\1.attention.\2_norm",
-    r"model\.(layers\.\d+)\.mlp\.gate_proj": r"\1.feed_forward.w1",
-    r"model\.(layers\.\d+)\.mlp\.down_proj": r"\1.feed_forward.w2",
-    r"model\.(layers\.\d+)\.mlp\.up_proj": r"\1.feed_forward.w3",
-    r"model\.(layers\.\d+)\.input_layernorm": r"\1.attention_norm",
-    r"model\.(layers\.\d+)\.post_attention_layernorm": r"\1.ffn_norm",
-    r"model\.(layers\.\d+)\.mlp\.gate": r"\1.moe.router.gate",
-}
-NEW = OLD | {
-    r"lm_head": "lm_head",
-    r"model\.(layers\.\d+)\.self_attn\.([qkv])_proj": r"\1.attention.qkv_linear.w\2",
-}
-
-
-def neighbours(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rotary pairs from two halves of a head to neighbouring rows (Meta's order)."""
-    rows, columns = weight.shape
-    halves = weight.view(heads, 2, rows // heads // 2, columns)
-    return halves.transpose(1, 2).reshape(rows, columns).contiguous()
-
-
-def titan_state(model: Any, names: dict[str, str]) -> State:
-    """What torchtitan would hold for this model."""
-    state: State = {}
-    is_llama = type(model).__name__.startswith("Llama")
-    for name, tensor in model.state_dict().items():
-        stem, _, leaf = name.rpartition(".")
-        if is_llama and ".q_proj" in name:
-            tensor = neighbours(tensor, 4)  # noqa: PLW2901
-        elif is_llama and ".k_proj" in name:
-            tensor = neighbours(tensor, 2)  # noqa: PLW2901
-        if name.endswith("experts.gate_up_proj"):
-            layer = re.findall(r"layers\.\d+", name)[0]
-            w1, w3 = tensor.chunk(2, dim=1)
-            state |= {f"{layer}.moe.experts.w1": w1.clone(), f"{layer}.moe.experts.w3": w3.clone()}
-            state[f"{layer}.moe.expert_bias"] = torch.zeros(4)
-        elif name.endswith("experts.down_proj"):
-            state[f"{re.findall(r'layers.[0-9]+', name)[0]}.moe.experts.w2"] = tensor
-        else:
-            pattern = next(p for p in names if re.fullmatch(p, stem))
-            state[re.sub(f"^{pattern}$", names[pattern], stem) + f".{leaf}"] = tensor
-    return state
 
 
 def saved(folder: Path, state: State) -> Path:
@@ -79,23 +30,136 @@ def saved(folder: Path, state: State) -> Path:
     return save(folder / "outputs/checkpoint/step-5", {**state, **beside})
 
 
-@pytest.mark.parametrize("names", [OLD, NEW], ids=["old", "new"])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe"])
-def test_the_loaded_model_is_torchtitans(name: str, names: dict[str, str], tmp_path: Path) -> None:
-    """Names of either year give the same model as transformers' own: every tensor and logit."""
+# Each model, and the generations of names that its tests go through.
+MODELS = {
+    "llama": ("July 2026", "2025"),
+    "qwen3": ("July 2026",),
+    "qwen3_moe": tuple(GENERATIONS),
+    "deepseek_v3": ("July 2026", "April 2026"),
+    "gpt_oss": ("July 2026", "April 2026"),
+    "llama4": ("July 2026", "2025"),
+    "qwen3_5_moe": ("July 2026",),
+    "qwen3_5_moe_vision": ("July 2026",),
+    "kimi_k25": ("July 2026",),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "generation"), [(name, g) for name, all_of in MODELS.items() for g in all_of]
+)
+def test_the_loaded_model_is_torchtitans(name: str, generation: str, tmp_path: Path) -> None:
+    """Names of each generation give the folder of `save_pretrained`: every tensor and logit."""
     model = build(name)
-    saved(tmp_path, titan_state(model, names))
+    saved(tmp_path, titan_state(model, generation))
     assets = save_config(tmp_path / "assets", model)
     result = hubmerge.convert(
         tmp_path / "outputs", tmp_path / "out", model_assets_dir=assets, dtype="auto"
     )
-    assert torch.equal(logits(load_whole(model, tmp_path / "out")), logits(model))
+    loaded = load_whole(model, tmp_path / "out")
+    if not hasattr(model.config, "vision_config"):
+        assert torch.equal(logits(loaded), logits(model))
     model.save_pretrained(tmp_path / "own")
     ours, theirs = tensors_in(tmp_path / "out"), tensors_in(tmp_path / "own")
     assert ours.keys() == theirs.keys()
     assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
     reasons = {d["reason"] for d in result.dropped}
     assert {"optimizer state", "lr_scheduler state", "dataloader state"} <= reasons
+
+
+def test_gate_and_up_in_one_stack(tmp_path: Path) -> None:
+    """The next generation stacks both: `w13` [E, 2, F, D]."""
+    model = build("qwen3_moe")
+    state = titan_state(model)
+    for name in [n for n in state if n.endswith("w1_EFD")]:
+        stem = name.removesuffix("w1_EFD")
+        gate, up = state.pop(name), state.pop(f"{stem}w3_EFD")
+        state[f"{stem}w13.weight"] = torch.stack([gate, up], dim=1)
+        state[f"{stem}w2.weight"] = state.pop(f"{stem}w2_EDF")
+    assets = save_config(tmp_path / "assets", model)
+    hubmerge.convert(
+        saved(tmp_path, state), tmp_path / "out", model_assets_dir=assets, dtype="auto"
+    )
+    assert torch.equal(logits(load_whole(model, tmp_path / "out")), logits(model))
+
+
+def test_layers_for_several_tokens_follow_the_models_own(tmp_path: Path) -> None:
+    """`mtp_layers.0` of two layers is layer 2 on the Hub, its norm that of a shared head."""
+    model = build("deepseek_v3", num_nextn_predict_layers=1)
+    state = titan_state(model)
+    for name in [n for n in state if n.startswith("layers.1.")]:
+        state[f"mtp_{name.replace('layers.1', 'layers.0', 1)}"] = state[name].clone()
+    for name in ("enorm", "hnorm", "eh_proj", "mtp_norm"):
+        state[f"mtp_layers.0.{name}.weight"] = torch.randn(32)
+    assets = save_config(tmp_path / "assets", model)
+    hubmerge.convert(
+        saved(tmp_path, state), tmp_path / "out", model_assets_dir=assets, dtype="auto"
+    )
+    ours = tensors_in(tmp_path / "out")
+    layer = "model.layers.2."
+    assert torch.equal(
+        ours[f"{layer}shared_head.norm.weight"], state["mtp_layers.0.mtp_norm.weight"]
+    )
+    assert f"{layer}eh_proj.weight" in ours
+    assert torch.equal(
+        ours[f"{layer}mlp.experts.3.up_proj.weight"],
+        ours["model.layers.1.mlp.experts.3.up_proj.weight"],
+    )
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "adapter"])
+def test_lora_becomes_an_adapter_of_peft(whole: bool, tmp_path: Path) -> None:
+    """With the rows of q and k in transformers' order, PEFT adds what torchtitan added."""
+    model = build("llama")
+    base = titan_state(model)
+    torch.manual_seed(3)
+    lora = {}
+    for name in [n for n in base if n.endswith((".wq.weight", ".wk.weight", ".w1.weight"))]:
+        rows, columns = base[name].shape
+        lora[name.replace(".weight", ".lora_a.weight")] = torch.randn(2, columns)
+        lora[name.replace(".weight", ".lora_b.weight")] = torch.randn(rows, 2)
+    assets = save_config(tmp_path / "assets", model)
+    settings = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/base",
+        "target_modules": ["q_proj", "k_proj", "gate_proj"], "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    (assets / "adapter_config.json").write_text(json.dumps(settings))
+    hubmerge.convert(
+        saved(tmp_path, (base if whole else {}) | lora),
+        tmp_path / "out",
+        model_assets_dir=assets,
+        dtype="auto",
+    )
+    merged = {}
+    for name, tensor in base.items():
+        stem = name.removesuffix(".weight")
+        if f"{stem}.lora_a.weight" in lora:
+            tensor = tensor + 2 * lora[f"{stem}.lora_b.weight"] @ lora[f"{stem}.lora_a.weight"]  # noqa: PLW2901
+        merged[name] = tensor
+    hubmerge.convert(
+        saved(tmp_path / "merged", merged), tmp_path / "sum", model_assets_dir=assets, dtype="auto"
+    )
+    adapted = PeftModel.from_pretrained(build("llama"), tmp_path / "out")
+    assert not torch.allclose(logits(adapted), logits(build("llama")), atol=1e-3)
+    expected = logits(load_whole(model, tmp_path / "sum"))
+    assert torch.allclose(logits(adapted), expected, atol=1e-4)
+
+
+def test_lora_without_a_config_is_called_that(tmp_path: Path) -> None:
+    """The error says that it is an adapter."""
+    lora = {f"layers.0.attention.wq.lora_{m}.weight": torch.randn(2, 2) for m in "ab"}
+    with pytest.raises(UsageError, match="LoRA"):
+        hubmerge.plan(saved(tmp_path, lora))
+
+
+def test_the_buffer_of_the_rotary_embedding_is_no_weight(tmp_path: Path) -> None:
+    """Older releases saved `freqs_cis`, whose complex numbers no safetensors file holds."""
+    model = build("llama")
+    state = titan_state(model, "2025") | {"freqs_cis": torch.randn(8, 4, dtype=torch.complex64)}
+    plan, _ = hubmerge.plan(
+        saved(tmp_path, state), model_assets_dir=save_config(tmp_path / "assets", model)
+    )
+    assert "freqs_cis" in {dropped.key for dropped in plan.dropped}
+    assert not any("freqs_cis" in warning for warning in plan.warnings)
 
 
 def test_the_rotary_order_matters() -> None:
@@ -111,7 +175,7 @@ def test_the_rotary_order_matters() -> None:
 
 def test_without_a_config_it_is_refused(tmp_path: Path) -> None:
     """Head counts and the family are in the config only: usage error with the way out."""
-    checkpoint = saved(tmp_path, titan_state(build("llama"), OLD))
+    checkpoint = saved(tmp_path, titan_state(build("llama"), "2025"))
     with pytest.raises(UsageError, match="torchtitan") as refusal:
         hubmerge.plan(checkpoint)
     assert "--model-assets-dir" in refusal.value.hint
@@ -121,7 +185,7 @@ def test_without_a_config_it_is_refused(tmp_path: Path) -> None:
 def test_a_renaming_comes_before_the_table(tmp_path: Path) -> None:
     """--rename brings names that the table does not know to those that it does."""
     model = build("llama")
-    state = {f"policy.{name}": tensor for name, tensor in titan_state(model, OLD).items()}
+    state = {f"policy.{name}": tensor for name, tensor in titan_state(model, "2025").items()}
     checkpoint = saved(tmp_path, state)
     assets = save_config(tmp_path / "assets", model)
     naming = NamingOptions(rename=(r"^policy\.=>",))
@@ -133,16 +197,16 @@ def test_a_renaming_comes_before_the_table(tmp_path: Path) -> None:
 
 def test_a_family_without_a_table_is_refused(tmp_path: Path) -> None:
     """The known families are listed."""
-    checkpoint = saved(tmp_path, titan_state(build("llama"), OLD))
+    checkpoint = saved(tmp_path, titan_state(build("llama"), "2025"))
     assets = save_config(tmp_path / "assets", build("gemma3"))
     with pytest.raises(UsageError, match="gemma3_text") as refusal:
         hubmerge.plan(checkpoint, model_assets_dir=assets)
-    assert all(kind in refusal.value.hint for f in FAMILIES.values() for kind in f.model_types)
+    assert all(kind in refusal.value.hint for kind in TABLES)
 
 
 def test_names_and_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """A name that the table lacks, and head counts of another model, stop the run."""
-    state = titan_state(build("llama"), OLD)
+    state = titan_state(build("llama"), "2025")
     assets = save_config(tmp_path / "assets", build("llama"))
     state["layers.0.attention.wqkv.weight"] = torch.ones(2, 2)
     checkpoint = saved(tmp_path, state)
@@ -170,7 +234,7 @@ def test_a_routing_bias_without_a_place_is_a_warning_unless_it_is_zero(tmp_path:
     """The published model routes as the trained one, or the run says that it does not."""
     model = build("qwen3_moe")
     save_config(tmp_path / "assets", model)
-    state = titan_state(model, NEW)
+    state = titan_state(model)
     key = "layers.1.moe.expert_bias"
 
     def warnings_of(name: str, bias: torch.Tensor) -> list[str]:

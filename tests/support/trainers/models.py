@@ -143,10 +143,113 @@ def qwen2_5_omni() -> Model:
     return Qwen2_5OmniForConditionalGeneration(config)
 
 
+def _of_type(model_type: str, class_name: str, sizes: dict[str, Any]) -> Model:
+    import transformers
+
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    return getattr(transformers, class_name)(config)
+
+
+def llama4(**changes: Any) -> Model:
+    """Experts that are stacked and transposed, with a shared one."""
+    sizes = _TEXT | {"head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 40}
+    sizes |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 32}
+    return _of_type("llama4_text", "Llama4ForCausalLM", sizes | changes)
+
+
+_QWEN3_5 = _TEXT | {
+    "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4, "linear_value_head_dim": 4, "num_hidden_layers": 4,
+}  # fmt: skip
+
+
+def qwen3_5_moe(**changes: Any) -> Model:
+    """Gated delta nets beside attention, experts that are stacked on the Hub too."""
+    return _of_type("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", _QWEN3_5 | changes)
+
+
+def qwen3_5_moe_vision(**changes: Any) -> Model:
+    """The same with a vision tower."""
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2,
+        "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 4,
+    }  # fmt: skip
+    sizes = {"text_config": _QWEN3_5 | changes, "vision_config": vision}
+    return _of_type("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", sizes)
+
+
+def kimi_k25(**changes: Any) -> Model:
+    """DeepSeek-V3 with a vision tower, whose names on the Hub are others."""
+    text = deepseek_v3().config.to_dict() | changes
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "patch_size": 4, "pos_emb_height": 4, "pos_emb_width": 4,
+    }  # fmt: skip
+    sizes = {"text_config": text, "vision_config": vision}
+    return _of_type("kimi_k25", "Kimi_K25ForConditionalGeneration", sizes)
+
+
+_MOE = _TEXT | {
+    "head_dim": 8, "n_routed_experts": 4, "num_experts": 4, "num_local_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 1,
+    "num_dense_layers": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+
+
+def glm4_moe(**changes: Any) -> Model:
+    """A dense layer and one of experts, with a shared expert and a routing bias."""
+    return _of_type("glm4_moe", "Glm4MoeForCausalLM", _MOE | changes)
+
+
+def afmoe(**changes: Any) -> Model:
+    """A router with a name of its own."""
+    return _of_type("afmoe", "AfmoeForCausalLM", _MOE | changes)
+
+
+def laguna(**changes: Any) -> Model:
+    """A routing bias that is called otherwise on the Hub."""
+    return _of_type("laguna", "LagunaForCausalLM", _MOE | changes)
+
+
+def minimax_m2(**changes: Any) -> Model:
+    """Experts whose matrices are called w1, w2 and w3 on the Hub."""
+    return _of_type("minimax_m2", "MiniMaxM2ForCausalLM", _MOE | changes)
+
+
+def nemotron_h(**changes: Any) -> Model:
+    """Mamba, attention, experts without a gate and a dense layer, in one stack of mixers."""
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "hybrid_override_pattern": "M*E-",
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "mamba_num_heads": 4,
+        "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 4, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 12, "intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 20, "chunk_size": 8,
+    }  # fmt: skip
+    return _of_type("nemotron_h", "NemotronHForCausalLM", sizes | changes)
+
+
 ARCHITECTURES: dict[str, Callable[..., Model]] = {
     build.__name__: build
     for build in (
-        llama, qwen3, qwen3_moe, mixtral, deepseek_v3, gemma3, gpt_oss, llava, mamba,
+        llama,
+        qwen3,
+        qwen3_moe,
+        mixtral,
+        deepseek_v3,
+        gemma3,
+        gpt_oss,
+        llava,
+        mamba,
+    )
+}
+
+# Those of trainers that have classes of their own; not all can be loaded by older transformers.
+TRANSLATED: dict[str, Callable[..., Model]] = {
+    build.__name__: build
+    for build in (
+        llama4, qwen3_5_moe, qwen3_5_moe_vision, kimi_k25, glm4_moe, afmoe, laguna, minimax_m2,
+        nemotron_h,
     )
 }  # fmt: skip
 
@@ -158,7 +261,7 @@ def build(name: str, **changes: Any) -> Model:
     no logit.
     """
     torch.manual_seed(7)
-    model = ARCHITECTURES[name](**changes).eval()
+    model = (ARCHITECTURES | TRANSLATED)[name](**changes).eval()
     with torch.no_grad():
         for tensor in {id(t): t for t in model.state_dict().values()}.values():
             if tensor.is_floating_point():
