@@ -20,6 +20,7 @@ from tests.support.trainers.saves import save, save_config
 # Those whose layout on the Hub was the hardest: fused and interleaved projections, rotary rows,
 # experts of two kinds, and positions that are left out.
 SAMPLE = [
+    "Ernie4_5_VLMoeTextModel",
     "GteForMaskedLM",
     "HrmTextForCausalLM",
     "JinaEmbeddingsV3ForMaskedLM",

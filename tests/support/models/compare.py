@@ -26,7 +26,7 @@ from hubmerge.names.architecture import Architecture
 from hubmerge.names.experts import to_hub_layout
 from hubmerge.names.tied import drop_tied
 from hubmerge.names.views import TensorView
-from tests.support.models.small import build_small, model_classes
+from tests.support.models.small import candidates, model_classes
 from tests.support.oracle import same_tensor
 
 State = dict[str, torch.Tensor]
@@ -95,11 +95,15 @@ def differences(ours: State, theirs: State) -> str:
 
 def compare(name: str) -> dict[str, str]:
     """Build a class small and compare: {"not_built": why}, {"differs": what} or {}."""
-    try:
-        model = build_small(name).eval()
-        theirs = saved_by_transformers(model)
-    except Exception as error:  # noqa: BLE001 - whatever a model's code raises
-        return {"not_built": f"{type(error).__name__}: {error}"}
+    reasons: list[str] = []
+    for model in candidates(name, reasons):
+        try:
+            theirs = saved_by_transformers(model)
+            break
+        except Exception as error:  # noqa: BLE001 - whatever a model's code raises
+            reasons.append(f"{type(error).__name__}: {error}"[:200])
+    else:
+        return {"not_built": " | ".join(dict.fromkeys(reasons))}
     try:
         ours, told = planned_by_us(model)
     except Exception as error:  # noqa: BLE001 - the run goes on, and reports it

@@ -7,7 +7,7 @@ off. What a config needs beyond that is in `OVERRIDES`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 LAYERS, EXPERTS, VOCABULARY = 4, 4, 128
@@ -64,6 +64,9 @@ def shrunk(config: Mapping[str, Any], divisor: int) -> Values:
             values[name] = _number(name, value, divisor)
         else:
             values[name] = value
+    heads, width = values.get("num_attention_heads"), values.get("hidden_size")
+    if "head_dim" in values and values["head_dim"] is None and heads and width:
+        values["head_dim"] = width // heads
     return values
 
 
@@ -74,6 +77,8 @@ def _with_rope(values: Mapping[str, Any]) -> Values:
 def _few_layers(kinds: list[Any]) -> list[Any]:
     """As many of the kinds as there is room for."""
     first = kinds[:LAYERS]
+    if not all(isinstance(kind, str) for kind in kinds):
+        return first
     others = [kind for n, kind in enumerate(kinds) if kind not in kinds[:n] and kind not in first]
     return [*first[: LAYERS - len(others)], *others][:LAYERS]
 
@@ -129,11 +134,19 @@ def build_small(name: str) -> Any:
     Raises:
         ValueError: it cannot be built small; the message has the reason of each attempt.
     """
+    reasons: list[str] = []
+    model = next(candidates(name, reasons), None)
+    if model is None:
+        raise ValueError(" | ".join(dict.fromkeys(reasons)) or "no attempt")
+    return model
+
+
+def candidates(name: str, reasons: list[str]) -> Iterator[Any]:
+    """Models of the class, one after the other; `reasons` gets why there are no others."""
     import torch
     import transformers
 
     model_class = getattr(transformers, name)
-    reasons: list[str] = []
     for divisor in DIVISORS:
         try:
             with torch.device("meta"):
@@ -142,13 +155,12 @@ def build_small(name: str) -> Any:
             if parameters > MAX_PARAMETERS:
                 raise ValueError(f"{parameters:,} parameters")
             torch.manual_seed(0)
-            model = model_class(small_config(model_class, divisor))
+            model = model_class(small_config(model_class, divisor)).eval()
         except Exception as error:  # noqa: BLE001 - whatever a model's code raises
             reasons.append(f"/{divisor}: {type(error).__name__}: {error}"[:200])
             continue
         _fill(model)
-        return model
-    raise ValueError(" | ".join(dict.fromkeys(reasons)) or "no attempt")
+        yield model
 
 
 def _fill(model: Any) -> None:
@@ -164,5 +176,28 @@ def _fill(model: Any) -> None:
                 tensor.copy_(torch.randn(tensor.shape))
 
 
-OVERRIDES: dict[str, dict[str, Values]] = {}
+_ERNIE = {"hidden_size": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
+
+OVERRIDES: dict[str, dict[str, Values]] = {
+    "AutoformerConfig": {"before": {"prediction_length": 8}},
+    "InformerConfig": {"before": {"prediction_length": 8}},
+    "TimeSeriesTransformerConfig": {"before": {"prediction_length": 8}},
+    "NemotronConfig": {"before": {"num_key_value_heads": 8}},
+    "ReformerConfig": {"before": {"is_decoder": True}},
+    "EsmConfig": {"before": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32}},
+    "DeepseekOcr2TextConfig": {"after": {"mlp_layer_types": ["dense", "sparse"] * 2}},
+    "DeepseekOcr2Config": {"after": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2}}},
+    "Dots1Config": {
+        "before": {
+            "n_routed_experts": EXPERTS,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        }
+    },
+    "Ernie4_5_VLMoeTextConfig": {"after": _ERNIE},
+    "Ernie4_5_VLMoeConfig": {"after": {"text_config": _ERNIE}},
+    "Lfm2MoeConfig": {"after": {"layer_types": ["conv", "full_attention"] * 2}},
+}
 """What a class or its config needs: `before` it is shrunk, and `after`."""
