@@ -1,8 +1,8 @@
-"""The files that describe a checkpoint, and what their names tell of one that was lost.
+"""Find the files that describe a checkpoint, and detect missing ones by name.
 
-Each rank may have described its own part. Of a lost file in the middle, the numbers of the others
-tell. Without the last one, tensors that all ranks share have a gap (`hubmerge.checkpoint.tiling`),
-but safetensors shards do not say how large a tensor is: there is no more than a note then.
+Each rank may have written a file of its own. A gap in their numbers shows a missing file. Without
+the last one, tensors that are sharded over all ranks have a gap (`hubmerge.checkpoint.tiling`); but
+safetensors shards do not record the size of the whole tensor, so there can only be a warning.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GLOBAL_FILE = ".metadata"
 _RANK_FILE = re.compile(r"__(\d+)\.metadata")
 _DATA_FILE = re.compile(r"__(\d+)_\d+\.distcp")
 
-# The rank, which torch counts from 1 here, and which of how many files it is.
+# The rank, which torch counts from 1 here, the number of the file, and how many files there are.
 _SHARD = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
 
 
 def describing_files(folder: Path) -> list[Path]:
-    """The files of `folder` that describe a checkpoint, in the order to read them; or none.
+    """Return the files in `folder` that describe a checkpoint, in the order to read them.
 
-    A pipe among them is one too, for `open_inside` to refuse.
+    Pipes and devices are included; `open_inside` refuses them.
     """
     if _is_there(folder / GLOBAL_FILE):
         return [folder / GLOBAL_FILE]
@@ -49,7 +49,7 @@ def _is_there(path: Path) -> bool:
 
 
 def check_none_missing(folder: Path, paths: list[Path]) -> None:
-    """Raises CheckpointError where the names of the `describing_files` tell of one that is lost."""
+    """Raise CheckpointError if the names of the `describing_files` show that one is missing."""
     ranks = {int(match[1]) for path in paths if (match := _RANK_FILE.fullmatch(path.name))}
     if ranks:
         data_ranks = {int(m[1]) for p in folder.iterdir() if (m := _DATA_FILE.fullmatch(p.name))}
@@ -64,7 +64,7 @@ def check_none_missing(folder: Path, paths: list[Path]) -> None:
 
 
 def _shards(paths: list[Path]) -> Iterator[tuple[int, int, int]]:
-    """Of each shard: the rank, the number of the part, and how many parts there are."""
+    """Yield for each shard its rank, the number of its file, and the number of files."""
     for path in paths:
         match = _SHARD.fullmatch(path.name)
         if match:
@@ -86,7 +86,7 @@ def _refuse_gap(numbers: set[int], first: int, last: int, name: str) -> None:
 
 
 def missing_files(folder: Path, names: Collection[str]) -> str:
-    """Say which data files are not there, and of how many ranks; "" if all are."""
+    """Describe which data files are missing, and of how many ranks; "" if none is."""
     missing = [name for name in names if not _exists(folder / name)]
     if not missing:
         return ""
@@ -95,7 +95,7 @@ def missing_files(folder: Path, names: Collection[str]) -> str:
     if not lost or len(ranks) == 1:
         return f"the data file is missing{more}"
     return (
-        f"the data file is missing{more}: nothing of {len(lost):,} of {len(ranks):,} ranks is here "
+        f"the data file is missing{more}: no file of {len(lost):,} of {len(ranks):,} ranks is here "
         "(written on another machine?)"
     )
 
@@ -112,12 +112,12 @@ def _ranks(names: Iterable[str]) -> set[int]:
 
 
 def warnings_for(paths: list[Path]) -> Iterator[str]:
-    """What the names of the `describing_files` cannot prove, one sentence each."""
+    """Yield a warning for each thing that the names of the `describing_files` cannot prove."""
     for path in paths:
         if path.name == GLOBAL_FILE and path.with_name(f"{GLOBAL_FILE}.tmp").exists():
             yield (
-                "a later save into this folder was cut off (there is a .metadata.tmp): data files "
-                "may be newer than what describes them"
+                "a later save into this folder was interrupted (there is a .metadata.tmp): data "
+                "files may be newer than the metadata"
             )
     shards = set(_shards(paths))
     if not shards:
@@ -127,7 +127,7 @@ def warnings_for(paths: list[Path]) -> Iterator[str]:
         f"found the shards of {len(ranks)} rank{'s' * (len(ranks) > 1)}; no file says how many "
         "there were, and only a config (--model-assets-dir) can tell that the last is missing"
     )
-    # No error: a rank of a pipeline has nothing for some parts.
+    # Not an error: with pipeline parallelism, a rank has no tensors for some files.
     parts = {part: count for _, part, count in shards}
     absent = [
         f"shard-{rank:05d}-model-{part:05d}-of-{count:05d}.safetensors"
@@ -136,4 +136,4 @@ def warnings_for(paths: list[Path]) -> Iterator[str]:
         if (rank, part, count) not in shards
     ]
     if absent:
-        yield f"not there, and so either empty or lost: {format_list(absent, 5)}"
+        yield f"missing, because they were empty or are lost: {format_list(absent, 5)}"

@@ -1,7 +1,7 @@
-"""Open a checkpoint's files, which may come from anybody: links, pipes and devices among them.
+"""Open the files of a checkpoint, which may be links, pipes or devices that somebody planted.
 
-Every file of a checkpoint is opened here. A link may lead to another file of the checkpoint, and
-nowhere else; a pipe or a device would keep the run waiting, or never end.
+Every file of a checkpoint is opened here. A link may lead to another file of the checkpoint only;
+reading a pipe or a device could block or never end.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def open_inside(folder: Path, name: str) -> int:
     """Open a regular file of a checkpoint for reading, and return its descriptor.
 
     Args:
-        folder: the checkpoint's, resolved.
+        folder: the checkpoint's folder, resolved.
         name: path relative to it.
 
     Raises:
         DamagedFileError: it is missing, or cannot be opened.
         HubmergeError: this user or process may not open it.
-        UnsafeInputError: it is no regular file, or lies outside the folder.
+        UnsafeInputError: it is not a regular file, or lies outside the folder.
     """
     path = folder / name
     try:
@@ -39,10 +39,10 @@ def open_inside(folder: Path, name: str) -> int:
             "Copy the file into the checkpoint's folder.",
         )
     try:
-        # Looked at before it is opened: to open some devices is to use them.
+        # Checked before opening, since opening some devices has side effects.
         if not stat.S_ISREG(path.stat().st_mode):
             raise _irregular(name)
-        # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+        # O_NONBLOCK: opening a pipe without a writer must not block.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise DamagedFileError(name, "the data file is missing") from None
@@ -50,18 +50,18 @@ def open_inside(folder: Path, name: str) -> int:
         if error.errno in _NOT_DAMAGE:
             raise from_os_error(error, name) from None
         raise DamagedFileError(name, f"cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was replaced in between
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # replaced since the first check
         os.close(fd)
         raise _irregular(name)
     return fd
 
 
-def read_inside(folder: Path, name: str, most_bytes: int) -> bytes:
-    """Read such a file of at most `most_bytes`; errors as of `open_inside`."""
+def read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
+    """Read a file of at most `max_bytes`; raise the errors of `open_inside`."""
     with open(open_inside(folder, name), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        if size_bytes > most_bytes:
-            raise UnsafeInputError(f"{name}: {size_bytes:,} bytes are too many for such a file")
+        if size_bytes > max_bytes:
+            raise UnsafeInputError(f"{name}: too large for such a file ({size_bytes:,} bytes)")
         try:
             return file.read(size_bytes)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints of other tools, told by their files' names, and the tool that converts each."""
+"""Recognize checkpoints of other tools by file name, and name the tool that converts each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_JSON_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class _Foreign:
-    """A tool's files: one file name that matches `pattern` is proof enough."""
+    """A kind of checkpoint: one file name that matches `pattern` is proof enough."""
 
     tool: str
     pattern: re.Pattern[str]
@@ -34,7 +34,7 @@ _FOREIGN = (
     _Foreign(
         "a DeepSpeed checkpoint",
         re.compile(r"(bf16_|fp16_)?zero_pp_rank_\d+_.*\.pt|mp_rank_\d+_model_states\.pt"),
-        "Use DeepSpeed's own script, which lies beside it: python zero_to_fp32.py FOLDER OUT.",
+        "Use DeepSpeed's script in the same folder: python zero_to_fp32.py FOLDER OUT.",
     ),
     _Foreign(
         "a Megatron-LM checkpoint",
@@ -50,7 +50,7 @@ _FOREIGN = (
 )
 
 
-# Weights that may lie beside a distributed checkpoint, and are what a user meant if there is none.
+# Weights that may lie beside a distributed checkpoint. Without one, they explain what was found.
 _OTHER_WEIGHTS = (
     _Foreign(
         "a whole state dict in one pickled file",
@@ -66,7 +66,7 @@ _OTHER_WEIGHTS = (
     _Foreign(
         "a model that is already in safetensors",
         re.compile(r"(model|adapter_model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors"),
-        "Nothing has to be converted: hf upload ORG/NAME FOLDER",
+        "Upload it as it is: hf upload ORG/NAME FOLDER",
     ),
 )
 
@@ -87,7 +87,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def other_weights(folder: Path) -> Iterator[NotACheckpointError]:
-    """Yield a refusal for each kind of weights in `folder` that is no distributed checkpoint."""
+    """Yield an error for each kind of weights in `folder` that is not a distributed checkpoint."""
     return _matches(folder, _names_in(folder), _OTHER_WEIGHTS)
 
 
@@ -111,5 +111,5 @@ def _is_megatron(folder: Path) -> bool:
     try:
         value = json.loads(read_inside(folder.resolve(), _MEGATRON_FILE, _MAX_JSON_BYTES))
     except (HubmergeError, ValueError, RecursionError):
-        return False  # whatever it is, no such file; nothing else reads it
+        return False  # another kind of file, which nothing reads
     return isinstance(value, dict) and "sharded_backend" in value

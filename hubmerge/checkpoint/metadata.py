@@ -1,13 +1,13 @@
-"""Read what describes a checkpoint, in any of its three forms, into a `Checkpoint`.
+"""Read the metadata of a checkpoint, in any of its three forms, into a `Checkpoint`.
 
 - `.metadata`: one pickled ``torch.distributed.checkpoint.metadata.Metadata`` for all ranks;
-- `__{rank}.metadata`: the same, one file per rank (``dcp.save(use_collectives=False)``), to be
-  merged by the union of their chunks;
-- no such file, but safetensors files with ``DCP_SHARDING_INFO`` in the header
+- `__{rank}.metadata`: the same, one file per rank (``dcp.save(use_collectives=False)``); their
+  chunks are merged;
+- neither, but safetensors files with ``DCP_SHARDING_INFO`` in the header
   (``HuggingFaceStorageWriter(save_distributed=True)``).
 
-Each is read once. Nothing in it is trusted: types, signs, sizes and paths are checked here, so that
-no other module has to.
+Each file is read once. Nothing in it is trusted: types, signs, sizes and paths are checked here, so
+that no other module has to.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hubmerge.hf_format.dtypes import BY_NAME, UNSUPPORTED_NAMES
 from hubmerge.hf_format.safetensors_header import read_header
 from hubmerge.system.gc_pause import gc_paused
 
-# The largest known (a 671B model over 256 ranks) has about 150 MB.
+# The largest one known (a 671B model on 256 ranks) has about 150 MB.
 _MAX_METADATA_BYTES = 4 * 2**30
 
-# Element counts and byte offsets beyond this cannot be of a real file.
+# No real file has an element count or a byte offset beyond this.
 _MAX_SIZE = 2**62
 _MAX_DIMS = 64
 
-# More than any has; more would be copied for each chunk that shares them.
+# More than any checkpoint has. A longer sequence would be copied for each chunk that shares it.
 _MAX_PATH_PARTS = 256
 _MAX_CODECS = 8
 
@@ -104,18 +104,18 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 def _dtype_name(module: str, name: str) -> str | None:
-    """Return the name of `torch.<dtype>`; nothing else of torch is let in."""
+    """Return the name of `torch.<dtype>`, or None for anything else in torch."""
     known = module == "torch" and (name in BY_NAME or name in UNSUPPORTED_NAMES)
     return name if known else None
 
 
 @gc_paused()
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `folder` says it holds; of data files, only safetensors headers are opened.
+    """Read the metadata in `folder`; of data files, only safetensors headers are opened.
 
     Raises:
-        NotACheckpointError: nothing there describes a checkpoint, or the save was interrupted.
-        CheckpointError: the description is damaged, contradicts itself, or a part of it is lost.
+        NotACheckpointError: there is no metadata, or the save was interrupted.
+        CheckpointError: the metadata is damaged, inconsistent or incomplete.
         UnsafeInputError: it names something to execute, or a path outside the folder.
     """
     paths = describing_files(folder)
@@ -148,7 +148,7 @@ def _not_a_checkpoint(folder: Path) -> NotACheckpointError:
             "The checkpoint is incomplete and cannot be used; take an earlier step.",
         )
     if not folder.is_dir():
-        what = "a file, and no folder" if folder.exists() else "no such folder"
+        what = "not a folder" if folder.exists() else "no such folder"
         return NotACheckpointError(f"{folder}: {what}", "Check --load-dir.")
     data_files = sum(1 for _ in folder.glob("*.distcp"))
     return NotACheckpointError(
@@ -159,7 +159,7 @@ def _not_a_checkpoint(folder: Path) -> NotACheckpointError:
 
 
 class _Merged:
-    """The union of what one or more descriptions say."""
+    """The union of one or more metadata files."""
 
     def __init__(self) -> None:
         self.objects: dict[str, None] = {}
@@ -180,7 +180,7 @@ class _Merged:
         *,
         grow: bool = False,
     ) -> None:
-        """Add chunks of a tensor; `grow` if its shape is only as far as this file knows it."""
+        """Add chunks of a tensor; `grow` if this file knows only a lower bound of its shape."""
         known = self._found.get(key)
         if known is not None:
             if grow and len(known[1]) == len(shape):
@@ -194,7 +194,7 @@ class _Merged:
         self._found[key] = (dtype, shape, path)
         boxes = self._chunks.setdefault(key, {})
         for chunk in chunks:
-            # The same box twice is a replica (each rank lists its own copy): one is enough.
+            # A box that is listed twice is a replica (each rank lists its own copy).
             boxes.setdefault(chunk[:2], chunk)
 
     def tensors(self) -> dict[str, StoredTensor]:
@@ -206,14 +206,14 @@ class _Merged:
 
 def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
     metadata = load(data, label, _STAND_INS, _dtype_name)
-    known = _fields(metadata, _Metadata, label, "the whole")
+    known = _fields(metadata, _Metadata, label, "the metadata object")
     _refuse_megatron_reformulation(known, label)
     merged.has_save_id |= bool((fields(known.get("storage_meta")) or {}).get("save_id"))
     entries = _pairs(known.get("state_dict_metadata"), label, "state_dict_metadata")
     paths = {k: v for k, v in pairs(known.get("planner_data")) or () if type(k) is str}
     stored = _storage_by_key(known.get("storage_data"), label)
     safe_paths: dict[str, str] = {}
-    # Each takes more bytes than this, unless a hostile file lists the same ones again and again.
+    # A chunk takes more bytes than this, unless a hostile file lists the same one repeatedly.
     boxes_left = len(data) // 16
     for key, entry in entries:
         if type(key) is not str:
@@ -230,7 +230,7 @@ def _add_metadata(merged: _Merged, data: bytes, label: str) -> None:
 
 
 def _refuse_megatron_reformulation(known: dict[str, Any], label: str) -> None:
-    # One plan may stand there many times; it is looked through once.
+    # Many ranks may share one plan; it is searched once.
     distinct = {id(plan): plan for _, plan in pairs(known.get("mcore_data")) or ()}.values()
     if any(
         isinstance(name, str) and "nd_reformulated" in name
@@ -246,7 +246,7 @@ def _refuse_megatron_reformulation(known: dict[str, Any], label: str) -> None:
 def _fields(value: Any, kind: type[Inert], label: str, what: str) -> dict[str, Any]:
     found = fields(value)
     if not isinstance(value, kind) or found is None:
-        raise CheckpointError(f"{label}: {what} is not what a checkpoint has in that place")
+        raise CheckpointError(f"{label}: {what} has an unexpected type")
     return found
 
 
@@ -267,14 +267,14 @@ def _storage_by_key(value: Any, label: str) -> dict[str, dict[tuple[int, ...] | 
         key, offset = known.get("fqn"), known.get("offset")
         if type(key) is not str or not (offset is None or type(offset) is tuple):
             raise CheckpointError(f"{label}: storage_data has a malformed key")
-        places = by_key.get(key)
-        if places is None:
-            places = by_key[key] = {}
+        stored = by_key.get(key)
+        if stored is None:
+            stored = by_key[key] = {}
         if offset is not None and not _are_sizes(offset):
             raise CheckpointError(f"{label}: {key!r} is stored at a malformed offset"[:500])
-        if offset in places:
+        if offset in stored:
             raise CheckpointError(f"{label}: {key!r} is stored twice at {offset}"[:500])
-        places[offset] = info
+        stored[offset] = info
     return by_key
 
 
@@ -298,17 +298,17 @@ def _tensor_entry(entry: Any, key: str, label: str) -> tuple[str, tuple[int, ...
 
 
 def _path(value: Any) -> tuple[str, ...] | None:
-    """Return the nested keys of a flat key; DCP also has list indices among them."""
+    """Return the nested keys of a flattened key; DCP also puts list indices among them."""
     if not isinstance(value, tuple) or not 0 < len(value) <= _MAX_PATH_PARTS:
         return None
     return tuple(str(part) for part in value if isinstance(part, (str, int)))
 
 
 def _are_sizes(values: tuple[Any, ...]) -> bool:
-    """Return whether these are sizes or offsets; anything else is neither hashed nor printed."""
+    """Return whether these are sizes or offsets, and so safe to hash and to print."""
     if len(values) > _MAX_DIMS:
         return False
-    for value in values:  # noqa: SIM110 - called a million times, and a generator costs twice
+    for value in values:  # noqa: SIM110 - called a million times; a generator takes twice as long
         if type(value) is not int or not 0 <= value < _MAX_SIZE:
             return False
     return True
@@ -317,39 +317,41 @@ def _are_sizes(values: tuple[Any, ...]) -> bool:
 def _chunks(
     key: str,
     boxes: list[Any],
-    places: dict[tuple[int, ...] | None, Any],
+    stored: dict[tuple[int, ...] | None, Any],
     safe_paths: dict[str, str],
     label: str,
 ) -> Iterator[Chunk]:
-    # About a million rounds for the largest models: no function call in here that can be spared.
-    # `safe_paths` holds one string per file, already checked, for all chunks.
+    # About a million iterations for the largest models: avoid function calls here.
+    # `safe_paths` caches one checked string per file for all chunks.
     for box in boxes:
         known = fields(box)
         if type(box) is not _ChunkBox or known is None:
-            raise CheckpointError(f"{label}: {key!r} has a chunk that is not one")
+            raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
         offsets, sizes = known.get("offsets"), known.get("sizes")
         if type(offsets) is not tuple or type(sizes) is not tuple:
             raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
         if not (_are_sizes(offsets) and _are_sizes(sizes)):
             raise CheckpointError(f"{label}: {key!r} has a malformed chunk")
-        info = places.get(offsets)
-        place = fields(info)
-        if type(info) is not _StorageInfo or place is None:
+        info = stored.get(offsets)
+        location = fields(info)
+        if type(info) is not _StorageInfo or location is None:
             if 0 in sizes:
-                continue  # nothing to store, and some writers do not
+                continue  # some writers do not store empty chunks
             raise CheckpointError(
                 f"{label}: the chunk of {key!r} at {offsets} is stored nowhere"[:500],
                 "The save was incomplete; use an earlier step.",
             )
         file, offset, length = (
-            place.get("relative_path"),
-            place.get("offset"),
-            place.get("length"),
+            location.get("relative_path"),
+            location.get("offset"),
+            location.get("length"),
         )
         if type(file) is not str or type(offset) is not int or type(length) is not int:
-            raise CheckpointError(f"{label}: {key!r} has a malformed place in a file")
+            raise CheckpointError(f"{label}: {key!r} has a malformed location in a file")
         if not (0 <= offset < _MAX_SIZE and 0 <= length < _MAX_SIZE):
-            raise UnsafeInputError(f"{label}: {key!r} claims an impossible place in {file!r}"[:300])
+            raise UnsafeInputError(
+                f"{label}: {key!r} claims an impossible location in {file!r}"[:300]
+            )
         if file not in safe_paths:
             safe_paths[file] = safe_relative_path(file, label)
         yield Chunk(
@@ -358,7 +360,7 @@ def _chunks(
             safe_paths[file],
             offset,
             length,
-            _codecs(place.get("transform_descriptors"), key, label),
+            _codecs(location.get("transform_descriptors"), key, label),
         )
 
 

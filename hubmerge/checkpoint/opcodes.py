@@ -1,12 +1,12 @@
-"""Walk over a pickle's opcodes before anything is unpickled; refuse some, replace others.
+"""Scan a pickle's opcodes before anything is unpickled; refuse some, replace others.
 
-- The C unpickler allocates what some opcodes ask for before it looks at how much there is (a memo
-  index of 2**31 costs 32 GB): every length and index is checked against the data.
+- For some opcodes, the C unpickler allocates before it checks how much data there is (a memo index
+  of 2**31 costs 32 GB): every length and index is checked against the size of the data.
 - Opcodes that torch's writers never use are refused.
-- A dict's keys would be hashed, and a tuple of tuples that share one another keeps Python's `hash`
-  busy for ever, or ends the process if they are nested ten thousands deep. So no dict is built:
-  the opcodes for dicts become those for lists. Of ``{k: v, l: w}`` comes ``[k, v, l, w]``, and
-  ``[(k, v)]`` if the pickler added one entry alone.
+- Building a dict hashes its keys, and nested tuples that share one another keep Python's `hash`
+  busy forever, or crash the process if they are nested ten thousand levels deep. So no dict is
+  built: opcodes for dicts become those for lists. ``{k: v, l: w}`` becomes ``[k, v, l, w]``, or
+  ``[(k, v)]`` if the pickler added a single entry.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import re
 
 from hubmerge.errors import CheckpointError, UnsafeInputError
 
-# Opcodes that torch's writers use, by the bytes that follow them. The bound on the repeats keeps
-# the matcher's own memory small.
+# Opcodes that torch's writers use, by the bytes that follow them. The bound on repeats limits the
+# memory of the matcher.
 _OTHERS = (
     rb"(?:[\x93\x94)(\x81RbN\x88\x89t\x85\x86\x87\]aeQ]+"
     rb"|[Khq\x80]."
@@ -25,8 +25,8 @@ _OTHERS = (
     rb"|G.{8}"
     rb"){0,4096}"
 )
-# All up to a text, or to the end of a dict. Matched in one go, since a checkpoint of a million
-# chunks has a hundred million opcodes.
+# Everything up to a string, or to the end of a dict. Matched in one go, since a checkpoint of a
+# million chunks has a hundred million opcodes.
 _RUN = re.compile(_OTHERS + rb"(\})?" + _OTHERS + rb"([us])?", re.DOTALL)
 _LENGTH_BYTES = {
     0x8C: 1,  # SHORT_BINUNICODE
@@ -37,21 +37,21 @@ _LENGTH_BYTES = {
     0x8A: 1,  # LONG1
 }
 _GLOBAL, _LONG_BINPUT, _STOP, _FRAME = 0x63, 0x72, 0x2E, 0x95
-_FRAME_BYTES = 9  # the opcode, and how long the frame is
+_FRAME_BYTES = 9  # the opcode and the length of the frame
 _IN_RUN_WITH_OPERAND = b"Khq\x80MJjG"
 
 _EMPTY_LIST, _SETITEMS, _APPENDS = 0x5D, 0x75, 0x65
-_TUPLE2_APPEND = b"\x86a"  # what SETITEM becomes
+_TUPLE2_APPEND = b"\x86a"  # replaces SETITEM
 
 
 def without_dicts(data: bytes, label: str) -> bytes:
-    """Return the pickle with lists in place of its dicts, once all of it is found harmless.
+    """Check the whole pickle, and return it with lists in place of its dicts.
 
     Args:
         label: the file's name, for messages.
 
     Raises:
-        UnsafeInputError: it uses an opcode that no checkpoint needs, or a memo beyond its size.
+        UnsafeInputError: it uses an opcode that no checkpoint needs, or too large a memo index.
         CheckpointError: it ends too early.
     """
     changed = bytearray(data)
@@ -76,15 +76,15 @@ def without_dicts(data: bytes, label: str) -> bytes:
             frames.append(position)
             position += _FRAME_BYTES
         else:
-            position = _beyond(data, position, label)
+            position = _end_of_opcode(data, position, label)
     raise CheckpointError(
         f"{label}: the pickle ends too early, after {end:,} bytes",
         "The save was interrupted or the copy is incomplete; use an earlier step.",
     )
 
 
-def _beyond(data: bytes, position: int, label: str) -> int:
-    """Return where an opcode outside a run ends, together with its operand."""
+def _end_of_opcode(data: bytes, position: int, label: str) -> int:
+    """Return the end of an opcode outside a run, operand included."""
     opcode, end = data[position], len(data)
     if opcode in _LENGTH_BYTES:
         start = position + 1 + _LENGTH_BYTES[opcode]
@@ -99,7 +99,7 @@ def _beyond(data: bytes, position: int, label: str) -> int:
             raise UnsafeInputError(f"{label}: the pickle asks for a memo of {index:,} entries")
         return position + 5
     if opcode in _IN_RUN_WITH_OPERAND:
-        return end  # its operand lies beyond the end
+        return end  # its operand is cut off
     raise UnsafeInputError(
         f"{label}: the pickle has opcode 0x{opcode:02x} at byte {position:,}, "
         "which no checkpoint needs",
@@ -108,18 +108,18 @@ def _beyond(data: bytes, position: int, label: str) -> int:
 
 
 def _with_pairs(changed: bytearray, single_entries: list[int], frames: list[int]) -> bytes:
-    """Put the two opcodes that append a pair in place of each SETITEM.
+    """Replace each SETITEM with the two opcodes that append a pair.
 
-    A frame would then be longer than it says, and the unpickler would lose what is beyond; no
-    pickle needs frames, so they go.
+    This makes frames longer than they declare, and the unpickler would drop the excess. Frames are
+    optional, so they are removed.
     """
     if not single_entries:
         return bytes(changed)
-    changes = [(place, 1, _TUPLE2_APPEND) for place in single_entries]
-    changes += [(place, _FRAME_BYTES, b"") for place in frames]
-    pieces: list[bytes | bytearray] = []
+    changes = [(position, 1, _TUPLE2_APPEND) for position in single_entries]
+    changes += [(position, _FRAME_BYTES, b"") for position in frames]
+    spans: list[bytes | bytearray] = []
     begin = 0
-    for place, length, instead in sorted(changes):
-        pieces += [changed[begin:place], instead]
-        begin = place + length
-    return b"".join([*pieces, changed[begin:]])
+    for position, length, replacement in sorted(changes):
+        spans += [changed[begin:position], replacement]
+        begin = position + length
+    return b"".join([*spans, changed[begin:]])

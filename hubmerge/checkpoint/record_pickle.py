@@ -1,7 +1,7 @@
 """Read the small pickle in each `torch.save` record, which describes the tensor beside it.
 
-It is read with stand-ins, and every part of it is checked for its type before it is used, compared
-or printed: a few bytes of pickle can describe a structure that takes forever to print.
+It is read with stand-ins, and the type of every value is checked before it is used, compared or
+printed: a few bytes of pickle can describe a structure that takes forever to print.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hubmerge.checkpoint.unpickle import Inert, load, new_dict, pairs, same_tupl
 from hubmerge.errors import CheckpointError, DamagedFileError
 from hubmerge.hf_format.dtypes import BY_NAME, DType
 
-# A shape has at most 64 (torch's own limit), and two more come with its strides.
+# torch allows 64 dimensions; two more numbers are checked together with the strides.
 _MAX_NUMBERS = 66
 
 _STORAGE_DTYPES = {
@@ -72,14 +72,14 @@ class Layout:
 
 
 def read_pickle(data: bytes, chunk: Chunk, dtype: DType, label: str) -> Layout:
-    """Check that a record's pickle describes `chunk`, element type, shape and all.
+    """Check that a record's pickle describes `chunk`: dtype, shape and strides.
 
     Raises:
         DamagedFileError: it describes something else.
-        CheckpointError: it describes what cannot be read as it is stored.
+        CheckpointError: it describes a kind of view that is not supported.
         UnsafeInputError: it names something to execute.
     """
-    # A persistent id is ("storage", its type, its entry's name, device, elements).
+    # A persistent id is ("storage", type, name of the zip entry, device, number of elements).
     value = load(data, f"{label} (data.pkl)", _STAND_INS, _dtype_name, _storage)
     if isinstance(value, _RebuildParameter):
         value = next(iter(_args(value)), None)
@@ -87,7 +87,7 @@ def read_pickle(data: bytes, chunk: Chunk, dtype: DType, label: str) -> Layout:
     if len(args) < 6 or not isinstance(args[0], _Storage):
         raise DamagedFileError(label, "the record does not hold a plain tensor")
     storage, offset, sizes, strides = args[:4]
-    # _rebuild_tensor_v3 names the dtype in its seventh argument; v2's storage has it.
+    # _rebuild_tensor_v3 has the dtype as its seventh argument, v2 in the storage type.
     is_untyped = storage.dtype == "untyped"
     found = (args[6] if len(args) > 6 else None) if is_untyped else storage.dtype
     if not (isinstance(found, str) and isinstance(sizes, tuple) and _are_numbers(sizes)):

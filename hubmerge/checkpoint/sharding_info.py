@@ -1,6 +1,6 @@
 """Read ``DCP_SHARDING_INFO``, which torch's writers put in the header of a safetensors file.
 
-It says which box of its tensor each entry is; the entry itself only has the shape of the box.
+It has the offsets of each entry's box in the whole tensor; the entry itself has only its shape.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _SHARDING_INFO = "DCP_SHARDING_INFO"
 def saved_offsets(
     tensors: Iterable[HeaderTensor], metadata: Mapping[str, str], label: str
 ) -> dict[str, tuple[int, ...]]:
-    """Return where each entry begins in its whole tensor, by key, if the file says so.
+    """Return the offsets of each entry in its whole tensor, by key, as far as the file has them.
 
     Args:
         metadata: the header's ``__metadata__``.
         label: the file's name, for messages.
 
     Raises:
-        CheckpointError: it is malformed.
+        CheckpointError: the information is malformed.
     """
     try:
         info = json.loads(metadata.get(_SHARDING_INFO, "{}"))

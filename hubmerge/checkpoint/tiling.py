@@ -1,4 +1,4 @@
-"""Prove that the stored chunks of a tensor cover it: no gap, no overlap, by arithmetic alone.
+"""Prove from offsets and sizes that the stored chunks of a tensor cover it without gap or overlap.
 
 A missing chunk would leave random weights in a model that loads without an error, so nothing is
 converted without this proof.
@@ -13,11 +13,11 @@ from math import prod
 from hubmerge.checkpoint.schema import Chunk, StoredTensor
 from hubmerge.errors import CheckpointError
 
-# Real shardings are cut once per mesh dimension. The bound keeps a hostile one from costing
+# Real shardings are cut once per mesh dimension. The limit keeps a hostile one from taking
 # quadratic time.
 _MAX_CUTS_DEEP = 32
 
-# Each of these is compared with each other.
+# Every pair of these is compared.
 _MAX_INTERLOCKED = 64
 
 _Corners = tuple[tuple[int, ...], tuple[int, ...]]
@@ -27,7 +27,7 @@ def covered(tensor: StoredTensor) -> StoredTensor:
     """Prove that the chunks of a tensor tile it exactly.
 
     Returns:
-        The same tensor with those chunks that hold elements, in row-major order.
+        The same tensor with its chunks in row-major order, empty ones removed.
 
     Raises:
         CheckpointError: they leave a gap, overlap, or reach beyond the tensor.
@@ -37,7 +37,8 @@ def covered(tensor: StoredTensor) -> StoredTensor:
     for chunk in tensor.chunks:
         if len(chunk.offsets) != rank or len(chunk.sizes) != rank:
             raise CheckpointError(
-                f"{tensor.key!r} has {rank} dimensions, its chunk at {chunk.offsets} has not"[:300]
+                f"{tensor.key!r} has {rank} dimensions, but its chunk at {chunk.offsets} has "
+                "another number"[:300]
             )
         if 0 not in chunk.sizes:
             chunks.append(chunk)
@@ -66,7 +67,7 @@ def _tiles(
         if len(groups) > 1:
             break
     else:
-        return _fills(chunks, low, high)  # chunks that interlock, or overlap
+        return _fills(chunks, low, high)  # they interlock or overlap
     edge = low[dim]
     for start, stop, group in groups:
         if start != edge:
@@ -80,7 +81,7 @@ def _tiles(
 
 
 def _fills(chunks: Sequence[Chunk], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
-    """Return whether `chunks` are inside the box, as large as it together, and do not overlap."""
+    """Return whether `chunks` lie inside the box, add up to its size, and do not overlap."""
     if len(chunks) > _MAX_INTERLOCKED:
         return False
     boxes = [(c.offsets, tuple(map(int.__add__, c.offsets, c.sizes))) for c in chunks]

@@ -1,12 +1,12 @@
 """Read the two pickles of a checkpoint without executing anything from them.
 
 `.metadata` and the `data.pkl` of each record are pickles, and a pickle is a program: it names
-callables and calls them. Here a name is looked up in a table of stand-ins that the caller gives,
-never imported; what is not in the table is refused. The stand-ins are inert: they hold what they
-are given and do nothing.
+callables and calls them. Here a name is never imported, but looked up in the caller's table of
+stand-ins; any other name is refused. The stand-ins are inert: they keep their arguments and do
+nothing.
 
-Before that, `hubmerge.checkpoint.opcodes` walks over the whole pickle, and puts lists in place of
-dicts; `pairs` and `fields` read these.
+Before that, `hubmerge.checkpoint.opcodes` checks the whole pickle and replaces dicts with lists,
+which `pairs` and `fields` read.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 from hubmerge.checkpoint.opcodes import without_dicts
 from hubmerge.errors import CheckpointError, UnsafeInputError
 
-# More arguments than any writer gives; a hostile file could have a long tuple copied at each call.
+# More arguments than any writer passes; a hostile file could have a long tuple copied at each call.
 _MAX_ARGS = 256
 
-# Names and values: more than any object has; a large state could be given to many objects.
+# Names and values: more than any object has. A hostile file could share a large state among many.
 _MAX_STATE = 128
 _TEXT = {str}
 
 
 class Inert:
-    """Stands in for any class or function: keeps its arguments and its state, does nothing.
+    """A stand-in for any class or function: keeps its arguments and its state, does nothing.
 
-    The state is kept by reference and never spread over attributes: a pickle can set no attribute
-    of anything, and a large state that is given to many objects is not copied for each.
+    The state is kept by reference and never turned into attributes: a pickle can set no attribute
+    of anything, and a large state that many objects share is not copied for each.
     """
 
     __slots__ = ("args", "state")
@@ -50,8 +50,8 @@ class Inert:
         self.state = state
 
 
-# Stands in for `torch.Size`: gives back the tuple that it is given. (`tuple` itself would also copy
-# a long text or list at each call, and a file of a megabyte can call it a million times.)
+# Stands in for `torch.Size`: returns the tuple that it is given. (`tuple` itself would also copy a
+# long string or list at each call, and a file of a megabyte can call it a million times.)
 same_tuple: Callable[[Any], Any] = ().__add__
 
 # Stands in for `collections.OrderedDict`, whose items come after the call.
@@ -59,7 +59,7 @@ new_dict: Callable[[], Any] = list[Any]().copy
 
 
 def pairs(items: Any) -> list[tuple[Any, Any]] | None:
-    """Return the entries of a dict, which `load` gives as a list; None if it is not one."""
+    """Return the entries of a dict, which `load` returns as a list; None if it is not one."""
     if type(items) is not list:
         return None
     found = []
@@ -73,12 +73,12 @@ def pairs(items: Any) -> list[tuple[Any, Any]] | None:
 
 
 def fields(thing: Any) -> dict[str, Any] | None:
-    """Return the attributes that an object's state sets; None if it is no dict of a sane size."""
+    """Return the attributes in an object's state; None if it is not a dict of a sane size."""
     state = getattr(thing, "state", None)
     if type(state) is not list or len(state) > _MAX_STATE:
         return None
     names = state[::2]
-    if set(map(type, names)) == _TEXT and len(state) % 2 == 0:  # nearly always, and soon told
+    if set(map(type, names)) == _TEXT and len(state) % 2 == 0:  # the common case, made fast
         return dict(zip(names, state[1::2], strict=True))
     entries = pairs(state)
     if entries is None or any(type(name) is not str for name, _ in entries):
@@ -87,7 +87,7 @@ def fields(thing: Any) -> dict[str, Any] | None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """The unpickler behind `load`; its data has no dicts any more."""
+    """The unpickler behind `load`; its data no longer has dicts."""
 
     def __init__(
         self,
@@ -126,13 +126,13 @@ def load(
     other: Callable[[str, str], Any] = lambda _module, _name: None,
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Unpickle `data` with `stand_ins` in place of everything that it names, and lists for dicts.
+    """Unpickle `data` with `stand_ins` for everything that it names, and lists for dicts.
 
     Args:
         label: the file's name, for messages.
-        stand_ins: what to use for each (module, name).
-        other: asked for a name that `stand_ins` lacks; None means refuse.
-        persistent_load: what to use for persistent ids; without it they are refused.
+        stand_ins: the stand-in for each (module, name).
+        other: called for a name that `stand_ins` lacks; refuses it by returning None.
+        persistent_load: called for persistent ids; without it they are refused.
 
     Raises:
         UnsafeInputError: the pickle names anything else, or uses an opcode that none needs.

@@ -170,5 +170,5 @@ def test_a_file_of_zeros_is_named_with_its_tensor(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     """Somebody points at `.metadata` itself."""
     (tmp_path / "x").write_bytes(b"")
-    with pytest.raises(NotACheckpointError, match="a file, and no folder"):
+    with pytest.raises(NotACheckpointError, match="not a folder"):
         hubmerge.inspect(tmp_path / "x")
