@@ -11,6 +11,7 @@ from hubmerge.checkpoint.schema import Checkpoint, StoredTensor
 from hubmerge.errors import NoModelWeightsError, UsageError
 from hubmerge.formatting import format_list
 from hubmerge.hf_format.dtypes import BY_NAME
+from hubmerge.names.adapter import may_hold_adapter
 from hubmerge.names.draft import Draft
 from hubmerge.names.layouts import describe_root, is_model_word, saved_paths
 from hubmerge.names.options import NamingOptions, matches_any
@@ -34,6 +35,7 @@ from hubmerge.names.views import TensorView
 _MODEL_COUNTER = "num_batches_tracked"
 
 _EMPTY = "empty"
+_EXCLUDED = "--exclude"
 
 # The first segments of a key, in which a dict or a module may be named as an average.
 _OUTER = 3
@@ -111,7 +113,9 @@ def _without_state(
     # In the dict that a user names, only what is in it counts, not what it is called.
     seen = [replace(t, key=t.key[len(prefix) :], path=None) for t in inside] if prefix else inside
     state = {prefix + key: what for key, what in training_state(seen).items()}
-    tensors, empty = [], []
+    tensors: list[StoredTensor] = []
+    empty: list[str] = []
+    excluded: list[str] = []
     for tensor in checkpoint.tensors.values():
         reason = _reason_to_drop(tensor, options, prefix, state)
         if reason:
@@ -120,6 +124,13 @@ def _without_state(
             tensors.append(tensor)
         if reason == _EMPTY:
             empty.append(tensor.key)
+        elif reason == _EXCLUDED:
+            excluded.append(tensor.key)
+    if may_hold_adapter(excluded) and not may_hold_adapter([t.key for t in tensors]):
+        draft.warnings.append(
+            "--exclude leaves out the adapter (LoRA and the like), which is what was trained: the "
+            "rest is the base model as it was"
+        )
     if empty and not known:
         draft.warnings.append(
             "stored empty, with shape (0,), and counted as absent: " + format_list(empty)
@@ -133,7 +144,7 @@ def _reason_to_drop(
     """Return why a tensor is none of the model's; "" if it may be one."""
     what = state.get(tensor.key, "")
     if options.exclude and matches_any(options.exclude, tensor.key):
-        return "--exclude"
+        return _EXCLUDED
     if not tensor.key.startswith(prefix):
         return f"not under '{prefix[:-1]}'"
     if options.include and what not in (OPTIMIZER, "extra state"):

@@ -23,11 +23,14 @@ from hubmerge.hf_format.filenames import MODEL_STEM
 from hubmerge.names.adapter import may_hold_adapter
 from hubmerge.names.architecture import Architecture, UnknownArchitectureError, load_architecture
 from hubmerge.names.diffusers_model import UnknownModelError, kept_in_fp32
+from hubmerge.names.layouts import WRAPPER
 from hubmerge.names.loader_check import check_with_loader
 from hubmerge.names.mtp import is_mtp, promised_mtp
 from hubmerge.names.naming import ModelSpec, holds_model, name_weights
 from hubmerge.names.options import NamingOptions
+from hubmerge.names.prefixes import best_rule, unwrap
 from hubmerge.names.reference import differences, find_base_model, read_reference
+from hubmerge.names.torchtitan import is_torchtitan
 from hubmerge.names.weights import Naming
 from hubmerge.planning.adapter import (
     AdapterFiles,
@@ -41,6 +44,9 @@ from hubmerge.planning.options import DEFAULT_DTYPE, DEFAULT_SHARD_SIZE, PlanOpt
 from hubmerge.planning.plan import Plan, PlannedTensor, make_plan
 from hubmerge.progress import SILENT, Progress
 from hubmerge.system.gc_pause import gc_paused
+
+# Of the names of a class that stands for an unknown one, the checkpoint must have at least so many.
+_FEWEST_KNOWN = 0.25
 
 
 def _folders_of(located: Located) -> Iterator[str]:
@@ -209,6 +215,14 @@ def _architecture(
         )
         return None
     nearest = found.model_class.__name__
+    if found.stands_for and found.is_certain and not _resembles(keys, found):
+        warnings.append(
+            f"the names cannot be checked: config.json names {found.stands_for}, which "
+            f"transformers does not have, and these are not the names of {nearest} either; which "
+            "weights are tied, how experts are stored on the Hub and what stays in float32 are "
+            "not known"
+        )
+        return None
     if not found.is_certain:
         warnings.append(
             f"{found.stands_for or 'the class of the model'} is defined by code that comes with "
@@ -221,6 +235,18 @@ def _architecture(
             f"names, ties and precision are those of {nearest}"
         )
     return found
+
+
+def _resembles(keys: Collection[str], stand_in: Architecture) -> bool:
+    """Return whether a checkpoint may be of the class that stands for an unknown one.
+
+    A draft model of a few layers is derived from a class, and has hardly one of its names.
+    """
+    names = {unwrap(key.removeprefix(f"{WRAPPER}.")) for key in keys}
+    if may_hold_adapter(names) or is_torchtitan(names):
+        return True
+    _, known = best_rule(names, stand_in.hub_shapes.keys() | stand_in.names.keys())
+    return known >= _FEWEST_KNOWN * len(stand_in.names)
 
 
 def _check(plan: Plan, naming: Naming, truth: ModelSpec) -> list[str]:

@@ -190,3 +190,13 @@ def test_a_column_is_not_packed() -> None:
     """A linear layer with one input has such a weight too."""
     state = {"model": LLAMA | {"model.layers.0.time.weight": (128, 1)}}
     assert len(name_weights(described(state)).weights) == len(LLAMA) + 1
+
+
+def test_leaving_out_the_adapter_is_said() -> None:
+    """What remains is the base model, and would pass for the fine-tune."""
+    trained = {"layers.0.wq.lora_a.weight": (2, 16), "layers.0.wq.lora_b.weight": (16, 2)}
+    checkpoint = described({"model": LLAMA | trained})
+    naming = name_weights(checkpoint, NamingOptions(exclude=("lora_a", "lora_b")))
+    assert any("--exclude leaves out the adapter" in warning for warning in naming.warnings)
+    naming = name_weights(described(LLAMA), NamingOptions(exclude=("lora_a",)))
+    assert not any("--exclude" in warning for warning in naming.warnings)

@@ -244,3 +244,18 @@ def test_a_lone_thinker_is_called_that(tmp_path: Path) -> None:
     save_alone(tmp_path / "whole", {"model": state | {"talker.x.weight": torch.ones(2)}})
     run.checkpoint = tmp_path / "whole"
     run.plan(**OMNI)
+
+
+def test_a_draft_model_is_not_held_against_the_class_it_is_derived_from(tmp_path: Path) -> None:
+    """EAGLE-3 has hardly a name of Llama, and a head for a vocabulary of its own."""
+    state = {
+        "fc.weight": torch.randn(8, 24),
+        "midlayer.self_attn.q_proj.weight": torch.randn(8, 16),
+        "norm.weight": torch.randn(8),
+        "lm_head.weight": torch.randn(5, 8),
+        "d2t": torch.arange(5),
+    }
+    run = Trained(tmp_path, llama(), state)
+    plan, _ = run.plan(architectures=["LlamaForCausalLMEagle3"], draft_vocab_size=5)
+    assert {tensor.name for shard in plan.shards for tensor in shard.tensors} == state.keys()
+    assert any("LlamaForCausalLMEagle3" in warning for warning in plan.warnings)
