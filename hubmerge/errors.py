@@ -1,27 +1,27 @@
-"""Every error that hubmerge raises, and the exit code that the command gives for it.
+"""Every error that hubmerge raises, and the exit code of the command for it.
 
 ::
 
-    HubmergeError                 1   something failed that has no more exact class
-    ├── BlobMissingError              the Hub has lost what was uploaded; it is sent again
-    ├── UsageError                2   an option or a folder that cannot be used as asked
-    ├── CheckpointError           3   the checkpoint is bad, incomplete or not one at all
-    │   ├── NotACheckpointError       no checkpoint in the folder that was given
-    │   ├── DamagedFileError          a data file is missing, too short, or lies about its content
-    │   └── NoModelWeightsError       a checkpoint, but no key in it belongs to a model
-    ├── UnsafeInputError          4   the input asks for something that must never be done
-    ├── RetriesExhaustedError            5   the same command, run again, resumes
-    │   └── TransientError              a fault of the Hub or the network, tried again for a while
-    │       └── CommitConflictError             another commit to the repository was faster
-    ├── AccessError               6   token or permission
-    ├── InsufficientSpaceError               7   not enough disk or memory
-    ├── MismatchError             8   what is stored is not what the checkpoint gives
-    └── TargetChangedError        9   somebody else moved the target branch
+    HubmergeError                   1   a failure without a class of its own
+    ├── BlobMissingError                the Hub has lost uploaded content; it is uploaded again
+    ├── UsageError                  2   an option or a folder that cannot be used as asked
+    ├── CheckpointError             3   the checkpoint is bad or incomplete
+    │   ├── NotACheckpointError         no checkpoint in the given folder
+    │   ├── DamagedFileError            a data file is missing, too short, or has other content
+    │   └── NoModelWeightsError         a checkpoint without any key of a model
+    ├── UnsafeInputError            4   the input asks for something unsafe
+    ├── RetriesExhaustedError       5   the same command, run again, resumes
+    │   └── TransientError              a fault of the Hub or the network, retried for a while
+    │       └── CommitConflictError     another commit to the repository was faster
+    ├── AccessError                 6   token or permission
+    ├── InsufficientSpaceError      7   not enough disk or memory
+    ├── MismatchError               8   stored content differs from the checkpoint
+    └── TargetChangedError          9   somebody else moved the target branch
 
-The command gives 130 when it is interrupted and 143 when it is terminated.
+The command exits with 130 when it is interrupted and with 143 when it is terminated.
 
-Each message says what happened and to which file or tensor; ``hint`` says what to do next: what
-fits the single case, or else what fits the class.
+Each message says what happened to which file or tensor; ``hint`` says what to do next, by default
+what suits most errors of the class.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 
-# What the operating system says where there is no room for a file.
+# The operating system's errors when there is no space for a file.
 DISK_FULL = (ENOSPC, EDQUOT, EFBIG)
 
-# No message needs more; a hostile file could fill the terminal.
+# No message needs more characters; a hostile file could fill the terminal.
 _MAX_MESSAGE = 4000
 
-# Wherever it stood: a library may repeat the header that it was given.
+# Anywhere in a message: a library may repeat the request header that it was given.
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: what would move the cursor or cannot be encoded is escaped."""
+    """Return `text` with control and unencodable characters escaped, for a terminal."""
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
@@ -54,16 +54,16 @@ def _message(text: str) -> str:
 
 
 class HubmergeError(Exception):
-    """Base of all errors of hubmerge.
+    """The base class of all errors of hubmerge.
 
     Args:
-        message: what happened, and to which file or tensor.
-        hint: what to do next, as one sentence; by default what fits most errors of the class.
+        message: what happened to which file or tensor.
+        hint: what to do next, in one sentence; by default what suits most errors of the class.
     """
 
     exit_code = 1
     usual_hint = (
-        "Run the same command again; if it ends so again, report it with what HF_DEBUG=1 adds."
+        "Run the same command again; if it fails again, report it with the output of HF_DEBUG=1."
     )
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -72,14 +72,14 @@ class HubmergeError(Exception):
 
 
 class BlobMissingError(HubmergeError):
-    """The Hub has lost content that was uploaded, and refuses a commit that names it."""
+    """The Hub has lost uploaded content, and refuses a commit that refers to it."""
 
 
 class UsageError(HubmergeError):
     """An option or a folder cannot be used as asked."""
 
     exit_code = 2
-    usual_hint = "See what the command's --help says of it."
+    usual_hint = "See --help of the command."
 
 
 class CheckpointError(HubmergeError):
@@ -90,7 +90,7 @@ class CheckpointError(HubmergeError):
 
 
 class NotACheckpointError(CheckpointError):
-    """There is no checkpoint in the folder that was given."""
+    """There is no checkpoint in the given folder."""
 
 
 class NoModelWeightsError(CheckpointError):
@@ -104,7 +104,7 @@ class DamagedFileError(CheckpointError):
         file: the file's path relative to the checkpoint.
         problem: what is wrong with it.
         key: the tensor that cannot be read because of it.
-        expected_bytes, actual_bytes: sizes, where a size is what is wrong.
+        expected_bytes, actual_bytes: sizes, if the size is wrong.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class DamagedFileError(CheckpointError):
         self.actual_bytes = actual_bytes
 
     def while_reading(self, key: str | None, expected_bytes: int | None = None) -> DamagedFileError:
-        """The same error, now that the tensor is known."""
+        """Return the same error with the tensor that was being read."""
         return DamagedFileError(
             self.file,
             self.problem,
@@ -140,21 +140,21 @@ class DamagedFileError(CheckpointError):
 
 
 class UnsafeInputError(HubmergeError):
-    """The input asks for something that must never be done; nothing was executed."""
+    """The input asks for something unsafe; nothing was executed."""
 
     exit_code = 4
     usual_hint = "Do not use this checkpoint unless you know who wrote it."
 
 
 class RetriesExhaustedError(HubmergeError):
-    """A passing fault outlasted the bounded retries; the same command resumes."""
+    """A transient fault outlasted the bounded retries; the same command resumes."""
 
     exit_code = 5
     usual_hint = "Run the same command again: it resumes where this run ended."
 
 
 class TransientError(RetriesExhaustedError):
-    """A fault that may go away by itself; `wait_seconds` where the Hub said how long."""
+    """A fault that may go away by itself; `wait_seconds` is what the Hub asks to wait, if known."""
 
     attempts = 6
 
@@ -166,8 +166,8 @@ class TransientError(RetriesExhaustedError):
 class CommitConflictError(TransientError):
     """Another commit to the repository was faster.
 
-    Of many ranks that commit at the same time one gets through at each attempt of the others, so
-    that these may need more of them.
+    If many ranks commit at the same time, one succeeds at each attempt, so that the others need
+    more attempts.
     """
 
     attempts = 12
@@ -186,11 +186,11 @@ class InsufficientSpaceError(HubmergeError):
     """There is not enough disk or memory."""
 
     exit_code = 7
-    usual_hint = "Free some room and run the same command again."
+    usual_hint = "Free some space and run the same command again."
 
 
 class MismatchError(HubmergeError):
-    """Stored bytes are not those that the checkpoint gives."""
+    """Stored content differs from what the checkpoint gives."""
 
     exit_code = 8
     usual_hint = "Publish it again from the checkpoint."
@@ -204,7 +204,7 @@ class TargetChangedError(HubmergeError):
 
 
 def from_os_error(error: OSError, what: str = "") -> HubmergeError:
-    """Our error for one of the operating system's; `what` names the file where it does not."""
+    """Return the HubmergeError for an OSError; `what` names the file if `error` does not."""
     name = what or (str(error.filename) if error.filename is not None else "a file")
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in DISK_FULL:
@@ -214,7 +214,7 @@ def from_os_error(error: OSError, what: str = "") -> HubmergeError:
 
 @contextmanager
 def only_our_errors() -> Iterator[None]:
-    """The boundary of the library: whatever else is raised inside becomes a HubmergeError."""
+    """Turn every other exception into a HubmergeError, at the boundary of the library."""
     try:
         yield
     except HubmergeError:
@@ -226,7 +226,7 @@ def only_our_errors() -> Iterator[None]:
             "not enough memory", "Free some, or use another machine."
         ) from error
     except BaseException as error:
-        # A panic in Rust (hf_xet, safetensors) is no Exception, as an interrupt is none.
+        # Like an interrupt, a panic in Rust (hf_xet, safetensors) is not an Exception.
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
@@ -235,5 +235,5 @@ def only_our_errors() -> Iterator[None]:
             ) from error
         raise HubmergeError(
             f"unexpected {type(error).__name__}: {error}",
-            "This is a defect of hubmerge: please report it, with what HF_DEBUG=1 adds.",
+            "This is a bug in hubmerge: please report it with the output of HF_DEBUG=1.",
         ) from error

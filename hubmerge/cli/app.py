@@ -36,19 +36,19 @@ from hubmerge.errors import CheckpointError, HubmergeError, MismatchError, Usage
 from hubmerge.progress import SILENT
 from hubmerge.system.ranks import SINGLE_PROCESS, Ranks, current_ranks
 
-# Of the commands that only look.
+# For the commands that change nothing.
 _STARTS_AGAIN = "nothing was changed, and the same command can be run again"
 
 
 class _Run:
-    """The processes that work on this command: one, unless a push finds others."""
+    """The ranks that run this command: one, unless a push finds others."""
 
     ranks: Ranks = SINGLE_PROCESS
 
 
 def main() -> NoReturn:
     """Run the command and exit with the code that `hubmerge.errors` documents."""
-    # Blocks are cast in one thread each; idle threads of torch's pool would only cost memory.
+    # Blocks are cast in a single thread; idle threads of torch's pool would only waste memory.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _repair_streams()
     run = _Run()
@@ -74,8 +74,8 @@ def main() -> NoReturn:
             code = usage.exit_code
         except click.Abort:
             raise KeyboardInterrupt from None
-        except OSError as error:  # the library has none: it is our own output
-            if not isinstance(error, BrokenPipeError):  # whoever read it has gone: say no more
+        except OSError as error:  # not from the library, so from writing our own output
+            if not isinstance(error, BrokenPipeError):  # the reader has gone
                 _say(run.ranks, f"the output cannot be written: {error.strerror}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = HubmergeError.exit_code
@@ -89,7 +89,7 @@ def _help_of(error: click.ClickException) -> str:
 
 
 def _repair_streams() -> None:
-    """Output that is closed is dropped; what an encoding lacks is escaped, and no error."""
+    """Discard output to closed streams, and escape characters that the encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -99,7 +99,7 @@ def _repair_streams() -> None:
 
 
 def _print_result(result: Any, output: OutputOptions) -> None:
-    """Print a result on stdout; nothing in it moves the cursor, wherever it comes from."""
+    """Print a result on stdout, with control characters escaped."""
     from hubmerge.cli import text
 
     shown = text.as_json if output.json else text.as_line if output.quiet else text.as_text
@@ -114,7 +114,7 @@ def _say(ranks: Ranks, message: str, hint: str = "") -> None:
 
 
 def _say_error(ranks: Ranks, error: HubmergeError) -> None:
-    """Print an error for a person on stderr and, with --json, for a program on stdout."""
+    """Print an error on stderr and, with --json, as JSON on stdout."""
     _say(ranks, str(error), error.hint)
     if ranks.rank == 0 and "--json" in sys.argv[1:]:
         about = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
@@ -269,7 +269,7 @@ def check(context: click.Context) -> None:
     ),
 )
 def staged(context: click.Context) -> None:
-    """List what unfinished pushes left on a repository; remove what is named."""
+    """List the staging branches that unfinished pushes left, and remove those given."""
     output, what = given(context, OutputOptions), given(context, StagedOptions)
     with _bars(output) as bars:
         bars.status(f"Reading {what.repo_id}…")
@@ -280,7 +280,7 @@ def staged(context: click.Context) -> None:
 
 
 def _bars(output: OutputOptions, ranks: Ranks = SINGLE_PROCESS, **about: Any) -> Any:
-    """Show progress, of the first process alone; something appears before slow imports."""
+    """Return the progress bars of rank 0, which show something before slow imports begin."""
     if ranks.rank != 0:
         return nullcontext(SILENT)
     from hubmerge.progress_bars import Bars

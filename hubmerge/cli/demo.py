@@ -1,7 +1,7 @@
-"""The newcomer's first minute: train, save, convert, load, generate; no network.
+"""`hubmerge demo`: train, save, convert, load and generate in a minute, without network access.
 
-Built on the public API alone. The training runs in two processes with real FSDP2, so that the
-checkpoint is one that any trainer could have written.
+Uses the public API only. The training runs in two processes with real FSDP2, so the checkpoint is
+what a trainer would write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STEPS = 20
 
 @only_our_errors()
 def run_demo(folder: Path | None, say: Callable[[str], None]) -> None:
-    """Run the demo in `folder`, or in a temporary one; `say` is told each step.
+    """Run the demo in `folder`, or in a temporary one; call `say` with each step.
 
     Raises:
         HubmergeError: a step failed.
@@ -31,10 +31,10 @@ def run_demo(folder: Path | None, say: Callable[[str], None]) -> None:
         say(f"1. Training a tiny Llama for {_STEPS} steps with FSDP2 on 2 processes …")
         _train(root)
         checkpoint = root / "checkpoint"
-        held = hubmerge.inspect(checkpoint)
+        found = hubmerge.inspect(checkpoint)
         say(
-            f"   saved by dcp.save: {held.files} files, top-level keys: "
-            + ", ".join(group.key for group in held.groups)
+            f"   saved by dcp.save: {found.files} files, top-level keys: "
+            + ", ".join(group.key for group in found.groups)
         )
         say("2. Converting: hubmerge push --no-push …")
         result = hubmerge.convert(
@@ -72,13 +72,13 @@ def _generate(model_dir: Path) -> str:
 
     model, info = AutoModelForCausalLM.from_pretrained(model_dir, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
-        raise hubmerge.HubmergeError(f"the model did not load whole: {info}")
+        raise hubmerge.HubmergeError(f"the model did not load completely: {info}")
     tokens = model.generate(torch.tensor([[0, 1, 2, 3]]), max_new_tokens=8, do_sample=False)
     return " ".join(map(str, tokens[0, 4:].tolist()))
 
 
 def _train_rank(root: Path) -> None:
-    """What each of the two processes does: learn to count, then save as VeOmni does."""
+    """Learn to count, then save as VeOmni does; runs in each of the two processes."""
     import torch
     import torch.distributed as dist
     from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -117,6 +117,6 @@ def _train_rank(root: Path) -> None:
 
 if __name__ == "__main__":
     _train_rank(Path(sys.argv[1]))
-    # Now and then torch aborts where the interpreter takes its threads down, with all work done.
+    # torch sometimes aborts at interpreter shutdown, after all the work is done.
     sys.stderr.flush()
     os._exit(0)

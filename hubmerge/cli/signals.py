@@ -1,8 +1,8 @@
 """SIGINT (Ctrl-C) and SIGTERM end the command within two seconds, wherever they arrive.
 
-A handler that raises is not enough: Python drops what is raised inside a `__del__` or a callback
-of the garbage collector, some libraries drop it too, and native code holds it up. So a thread of
-its own learns of each signal (`signal.set_wakeup_fd`), sees to it that the main thread gets its
+A handler that raises is not enough: Python drops exceptions raised inside a `__del__` or a callback
+of the garbage collector, some libraries swallow them, and native code delays them. So a separate
+thread is woken by each signal (`signal.set_wakeup_fd`), makes sure that the main thread gets its
 exception, gives it time to clean up, and then ends the process.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
-# How long the main thread may take to remove its files, and how often the thread looks.
+# How long the main thread may take to remove its files, and how often the thread checks.
 _CLEAN_UP_SECONDS, _LOOK_EVERY_SECONDS = 1.0, 0.1
 
 
@@ -28,7 +28,7 @@ class _Terminated(BaseException):
 
 
 class _Ending:
-    """What the handler, the hook and the thread know of each other."""
+    """The state that the handler, the hook and the thread share."""
 
     def __init__(self, say: Callable[[int], None]) -> None:
         self._say = say
@@ -37,20 +37,20 @@ class _Ending:
         self.left = threading.Event()
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler: raises, but once only, for clean-up must not be interrupted."""
+        """Handle a signal: raise, but only once, since clean-up must not be interrupted."""
         if not self._raised.is_set():
             self._raised.set()
             raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
     def unraisable(self, dropped: Any) -> None:
-        """`sys.unraisablehook`: an exception of ours that Python drops is raised again later."""
+        """Have our exception raised again if Python drops it (`sys.unraisablehook`)."""
         if isinstance(dropped.exc_value, (KeyboardInterrupt, _Terminated)):
             self._raised.clear()
         else:
             sys.__unraisablehook__(dropped)
 
     def watch(self, reader: int) -> None:
-        """The thread: waits for a signal, then until the main thread has ended the process."""
+        """Wait for a signal, then for the main thread to end the process; runs in the thread."""
         with open(reader, "rb", buffering=0) as pipe:
             while (number := pipe.read(1)) and number[0] not in _ENDING:
                 pass
@@ -66,8 +66,8 @@ class _Ending:
         self.end(number)
 
     def end(self, number: int) -> NoReturn:
-        """Say it and end the process; threads in the middle of an upload are not waited for."""
-        self._once.acquire()  # for good: whoever comes second waits for the end
+        """Print the message and end the process without waiting for uploads in other threads."""
+        self._once.acquire()  # never released: a second caller waits for the end of the process
         try:
             self._say(number)
         finally:
@@ -76,10 +76,10 @@ class _Ending:
 
 @contextmanager
 def ended_by_signals(say: Callable[[int], None]) -> Iterator[None]:
-    """Inside, a signal ends the process with 128 + its number, after one call of `say` with it.
+    """End the process on a signal, with 128 + its number, after one call of `say` with it.
 
-    The main thread, which alone may use this, first gets an exception, to clean up. A signal that
-    was ignored stays so (nohup).
+    To be used in the main thread, which first gets an exception, to clean up. A signal that was
+    ignored stays ignored (nohup).
     """
     ending = _Ending(say)
     reader, writer = os.pipe()

@@ -1,7 +1,7 @@
 """Round elements of one type to another, as torch's ``tensor.to(dtype)`` does, bit for bit.
 
-float32 to bfloat16 is what nearly every conversion needs, and numpy does it as fast as the disk
-writes: so a conversion need not wait for torch's import. Torch does all else.
+Nearly every conversion casts float32 to bfloat16. numpy does that as fast as the disk writes, so
+such a conversion does not wait for torch's import. torch does the rest.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Elements that are worked on at a time. Fewer would stay in a smaller cache; but each step lets
-# other threads have the interpreter, and has to wait for it again.
+# Elements per step. Fewer would fit a smaller cache, but each step releases the GIL and has to
+# acquire it again.
 _PIECE = 1 << 18
 
 
 def cast(
     stored: memoryview, stored_dtype: str, out: memoryview, dtype: str, work: memoryview
 ) -> None:
-    """Round the elements of `stored` into `out`; the types have torch's names.
+    """Round the elements of `stored` into `out`; dtypes are torch's names.
 
     Args:
-        work: space to work in, of which 1 MB is used.
+        work: scratch space, of which 1 MB is used.
     """
     if (stored_dtype, dtype) == ("float32", "bfloat16") and _to_bfloat16(stored, out, work):
         return
@@ -33,7 +33,7 @@ def cast(
 
 
 def finite_made_infinite(stored: memoryview, stored_dtype: str, out: memoryview) -> float | None:
-    """Return the first finite number of `stored` that is infinite in `out`, which is float16."""
+    """Return the first finite number in `stored` that became infinite in `out`, a float16 copy."""
     infinite = _tensor(out, "float16").isinf()
     if not infinite.any():
         return None
@@ -43,9 +43,9 @@ def finite_made_infinite(stored: memoryview, stored_dtype: str, out: memoryview)
 
 
 def _to_bfloat16(stored: memoryview, out: memoryview, work: memoryview) -> bool:
-    """Keep the upper half of each float32, to the nearest, ties to even; False if one is NaN.
+    """Round each float32 to the nearest bfloat16, ties to even; return False if one is NaN.
 
-    What a NaN becomes differs between processors in torch itself: it is left to torch.
+    torch converts NaN differently on different processors, so NaN is left to torch.
     """
     import numpy as np
 
@@ -55,7 +55,7 @@ def _to_bfloat16(stored: memoryview, out: memoryview, work: memoryview) -> bool:
     for start in range(0, values.size, rounded.size):
         piece = values[start : start + rounded.size]
         largest = np.maximum.reduce(piece)
-        if largest != largest:  # noqa: PLR0124 - only NaN is not what it is
+        if largest != largest:  # noqa: PLR0124 - true for NaN alone
             return False
         bits = piece.view(np.uint32)
         rounded = rounded[: bits.size]
@@ -76,7 +76,7 @@ def _tensor(buffer: memoryview, dtype: str) -> torch.Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Cast in one thread: for so little, many would spin and starve the others."""
+    """Cast in one thread: torch's pool would spin and starve the other threads."""
     import torch
 
     threads = torch.get_num_threads()

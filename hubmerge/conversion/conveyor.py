@@ -1,7 +1,7 @@
 """A ring of reusable buffers, passed through one thread per stage.
 
-Each stage has a thread of its own, and sees the blocks in the order in which they were sent. So
-memory is bounded by the blocks there are, and the caller waits if the stages are slower.
+Each stage runs in its own thread and receives the blocks in the order in which they were sent.
+Memory is bounded by the number of blocks; the caller waits if the stages are slower.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class _Load(NamedTuple):
 
 
 class Conveyor:
-    """A context manager; when it exits, all that was sent has been through all stages.
+    """A context manager; at its exit, every block that was sent has passed all stages.
 
     Args:
-        stages: called with each content, one after the other; an error of one ends all.
-        blocks: how many there are.
-        block_bytes: the size of each.
+        stages: called in turn with the content of each block; an error in one stops them all.
+        blocks: the number of blocks.
+        block_bytes: the size of each block.
     """
 
     def __init__(self, stages: Sequence[Stage], blocks: int, block_bytes: int) -> None:
@@ -42,13 +42,13 @@ class Conveyor:
         ]
 
     def block(self) -> memoryview:
-        """Return a block to fill, when one is free; raise the error of a stage."""
+        """Wait for a free block and return it; raise the error of a stage that failed."""
         block = self._free.get()
         self._check()
         return block
 
     def send(self, block: memoryview, size_bytes: int) -> None:
-        """Hand a block over, of which the first `size_bytes` are filled."""
+        """Pass on a block of which the first `size_bytes` are filled."""
         self._queues[0].put(_Load(block, block[:size_bytes]))
 
     def _run(self, number: int, stage: Stage) -> None:
@@ -82,7 +82,7 @@ class Conveyor:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._failures.append(error)  # what is still on its way is not wanted any more
+            self._failures.append(error)  # blocks still in flight are discarded
         self._queues[0].put(None)
         for thread in self._threads:
             thread.join()

@@ -1,7 +1,8 @@
-"""The record in a folder of how it was made, so that `verify` needs no options.
+"""Record in a folder how it was made, so that `verify` needs no options.
 
-It is what the commit of a push records: options and the small files' hashes, no path of anyone's
-machine. Whoever gives the folder away can forge it: every value is checked to be of its type.
+The record is the one that a push puts into its commit: options and the hashes of the small files,
+but no local path. Anyone who passes the folder on can forge it, so the type of every value is
+checked.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from hubmerge.system.disk import content_ids, open_regular
 
 FOLDER_RECORD = ".hubmerge.json"
 
-# More than any record has: a line for each small file.
+# Larger than any record, which has a line for each small file.
 _MAX_BYTES = 2**20
 
 
 def recorded_options(publication: Publication, small: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return what is recorded: how the plan was made, and what each small file is."""
+    """Return what is recorded: the options of the plan, and the hashes of each small file."""
     files = {name: content_ids(content) for name, content in small.items()}
     return {**record_options(publication.options, publication.plan), "files": files}
 
@@ -34,7 +35,7 @@ def record_text(publication: Publication, small: Mapping[str, bytes]) -> bytes:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder's record says; None if it has none.
+    """Return the record of a folder; None if it has none.
 
     Raises:
         CheckpointError: the record is damaged.

@@ -1,8 +1,8 @@
-"""The folder that a conversion writes into: one run at a time, resumable, never half a model.
+"""The folder that a conversion writes: locked, resumable, never loadable before it is complete.
 
 A journal (`.hubmerge.journal`) names the plan and each finished shard. It exists exactly as long
-as the folder is incomplete, and the run that works on it holds a lock on it. What is on disk when
-a run dies:
+as the folder is incomplete, and the run that writes the folder locks it. What is on disk when a run
+dies:
 
     1. the journal is created and locked         folder: as before, and an empty journal
     2. an older model is removed (``overwrite``): what a loader looks for first, then its shards;
@@ -14,8 +14,8 @@ a run dies:
 
 The next run with the same plan keeps the finished shards; one with another plan removes them.
 
-The folder may have come with a checkpoint, from anybody, and its journal too: no link in it is
-followed, and nothing in the journal is believed about a shard that its file does not confirm.
+The folder and its journal may have come with an untrusted checkpoint: no link in the folder is
+followed, and a shard in the journal counts only if its file has the recorded size and hash.
 """
 
 from __future__ import annotations
@@ -55,28 +55,28 @@ from hubmerge.system.disk import (
 
 JOURNAL = ".hubmerge.journal"
 
-# More than any journal has: a line for each shard.
+# Larger than any journal, which has a line for each shard.
 _MAX_JOURNAL_BYTES = 2**24
 _MAX_JOURNAL_LINES = 20_000
 
-# NFS shows a new file to another machine up to a minute late.
+# On NFS, a new file may take up to a minute to appear on another machine.
 _VISIBLE_WITHIN_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 _HASH_THREADS = 4
 
 
 class OutputFolder:
-    """An output folder; `open` locks it and clears it of everything that is not of this plan.
+    """An output folder; `open` locks it and removes the files of other plans.
 
     Attributes:
         finished: complete shards by filename.
 
     Args:
         path: created if missing.
-        digest: identifies what is written, so that a later run knows whether finished shards are
-            still right.
-        small: the content of each file without weights but the index, by name.
-        overwrite: replace what already exists, be it a model or a file of another origin.
+        digest: identifies the output, so that a later run knows whether finished shards are still
+            valid.
+        small: the content of each small file but the index, by name.
+        overwrite: replace an existing model, or a file that hubmerge did not write.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class OutputFolder:
         self._lock: FolderLock | None = None
 
     def open(self, note: Callable[[str], None]) -> None:
-        """Lock the folder, take over finished shards, remove what is not of this plan.
+        """Lock the folder, keep its finished shards, and remove the files of other plans.
 
         Args:
-            note: told what may take a while.
+            note: called with a message before a step that may take a while.
 
         Raises:
-            UsageError: the folder holds a model, or another run works in it.
-            InsufficientSpaceError: the disk has less space than is needed; nothing was changed.
+            UsageError: the folder holds a model, or another run uses it.
+            InsufficientSpaceError: the disk has too little space; nothing was changed.
         """
         self._check_replaceable()
         self._check_space()
@@ -112,7 +112,7 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.path / JOURNAL, "--save-dir")
         try:
-            self._check_replaceable()  # again: until it was locked, another run could work here
+            self._check_replaceable()  # again: another run may have used it before the lock
             self._take_over(note)
             self._remove_old_files()
             self._start_journal(self._lock.file)
@@ -121,11 +121,10 @@ class OutputFolder:
             raise
 
     def _check_replaceable(self) -> None:
-        """Raise UsageError if the folder holds what no incomplete run of ours left there.
+        """Raise UsageError if the folder holds files that no interrupted run left there.
 
-        That is a model, or (if there is no journal) another file with a name that is to be
-        written. A journal without its first line is of a run that was killed before it touched the
-        folder.
+        That is a model, or (if there is no journal) another file whose name will be written. A
+        journal without its first line belongs to a run that was killed before it changed anything.
         """
         if self._overwrite:
             return
@@ -144,7 +143,7 @@ class OutputFolder:
                     f"{self.path}: already holds a model ({path.name})",
                     "Use --overwrite to replace it, or another --save-dir.",
                 )
-        if header:  # what an older plan of ours wrote is to be replaced
+        if header:  # the small files are those of an interrupted run, and are replaced
             return
         for name, content in self._small.items():
             path = self.path / name
@@ -157,7 +156,7 @@ class OutputFolder:
     def _check_space(self) -> None:
         needed_bytes = sum(self._planned.values()) + sum(map(len, self._small.values()))
         needed_bytes += len(self._index or b"")
-        # What exists is either kept or removed before the first shard is written.
+        # Existing files are kept or removed before the first shard is written.
         old_bytes = sum(old.lstat().st_size for old in self._old_files())
         check_space(self.path, needed_bytes - old_bytes, "--save-dir")
 
@@ -175,7 +174,7 @@ class OutputFolder:
                     self.finished[shard.filename] = shard
 
     def _holds(self, shard: WrittenShard) -> bool:
-        """Return whether the shard exists, as a regular file of that size and content."""
+        """Return whether the shard exists as a regular file with the recorded size and hash."""
         try:
             with open_regular(self.path / shard.filename) as file:
                 is_of_size = os.fstat(file.fileno()).st_size == shard.size
@@ -187,7 +186,7 @@ class OutputFolder:
         return json.dumps({"plan": self._digest}).encode()
 
     def _old_files(self) -> list[Path]:
-        """Return what is in this plan's way, in the order to remove it: all but `finished`."""
+        """Return the files that the plan replaces, without `finished`, in the order to remove."""
         if not self.path.is_dir():
             return []
         names = [entry.name for entry in self.path.iterdir()]
@@ -208,7 +207,7 @@ class OutputFolder:
         ]
 
     def _is_weights(self, name: str) -> bool:
-        """Return whether it is a shard's name, complete or partial."""
+        """Return whether a complete or partial shard could have this name."""
         final = name.removesuffix(PARTIAL_SUFFIX)
         if consolidated([final], ()) and not self._is_adapter:
             return True
@@ -227,7 +226,7 @@ class OutputFolder:
             os.fsync(journal.fileno())
 
     def other_weights(self) -> dict[str, str | None]:
-        """Return the weights that stay in the folder although they are not of this plan."""
+        """Return the weights that stay in the folder although this plan does not write them."""
         names = [
             path.relative_to(self.path).as_posix()
             for pattern in ("*", "*/*")
@@ -237,7 +236,7 @@ class OutputFolder:
         return other_weights(names, {*self._planned, *self._small})
 
     def write_small(self) -> None:
-        """Write the files without weights, all but the index."""
+        """Write all small files but the index."""
         for name, content in self._small.items():
             self.write(name, content)
 
@@ -252,10 +251,10 @@ class OutputFolder:
             write_all(file, content)
 
     def check_shards(self) -> None:
-        """Check that the other ranks have written their shards into this very folder.
+        """Check that the other ranks have written their shards into this same folder.
 
         Raises:
-            UsageError: one does not exist.
+            UsageError: a shard is missing.
         """
         for name, size in self._planned.items():
             if not _becomes_visible(partial(is_file_of_size, self.path / name, size)):
@@ -274,20 +273,20 @@ class OutputFolder:
 
 
 def _read_journal(path: Path) -> tuple[bytes, dict[str, WrittenShard]]:
-    """Return the journal's first line and the shards that it lists; empty if there is none."""
+    """Return the journal's first line and the shards that it lists; empty without a journal."""
     try:
         with open_regular(path) as file:
             header, *lines = file.read(_MAX_JOURNAL_BYTES).split(b"\n", _MAX_JOURNAL_LINES)
     except OSError:
         return b"", {}
-    if not lines:  # it was cut off by a crash, as the last line may be
+    if not lines:  # a crash cut it off, as it may cut off the last line
         return b"", {}
     journaled = filter(None, map(_journaled_shard, lines[:-1]))
     return header, {shard.filename: shard for shard in journaled}
 
 
 def _holds_content(path: Path, content: bytes | None) -> bool:
-    """Return whether it is a regular file of this content."""
+    """Return whether `path` is a regular file with this content."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -311,16 +310,16 @@ def _journal_line(shard: WrittenShard) -> bytes:
 
 
 def check_shared(path: Path) -> None:
-    """Raise UsageError if `path` is not the folder that rank 0 has opened."""
+    """Raise UsageError if `path` is not the folder that rank 0 opened."""
     if not _becomes_visible((path / JOURNAL).exists):
         raise _not_shared(path, JOURNAL)
 
 
 def journal_shard(path: Path, shard: WrittenShard) -> None:
-    """Record in the journal of the folder `path` that a shard is complete; any rank may."""
+    """Record in the journal of the folder `path` that a shard is complete; any rank may call it."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with disk_errors(path / JOURNAL), FileIO(os.open(path / JOURNAL, flags), "ab") as file:
-        file.write(_journal_line(shard) + b"\n")  # in one piece: other ranks append too
+        file.write(_journal_line(shard) + b"\n")  # in one write: other ranks append too
         os.fsync(file.fileno())
 
 

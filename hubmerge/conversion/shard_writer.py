@@ -1,9 +1,8 @@
-"""Write one shard: read and cast in the caller's thread; hash, then write, in others.
+"""Write one shard: read and cast in the caller's thread, hash and write in two others.
 
-Memory is a ring of `_BLOCKS` blocks, three blocks of scratch space, and a buffer for one direct
-write, whatever the shard's size. The file is written append-only and in order, so any filesystem
-will do. It grows under the name ``NAME.partial`` and gets its own only when it is complete and
-synced:
+Whatever the size of the shard, memory is a ring of `_BLOCKS` blocks, three blocks of scratch space,
+and a buffer for one direct write. The file is written sequentially, which works on any filesystem.
+It is called ``NAME.partial`` until it is complete and synced:
 
     1. NAME.partial is created and grows      a crash leaves NAME.partial, removed by the next run
     2. fsync(NAME.partial)                    the same
@@ -33,14 +32,14 @@ from hubmerge.system.linux_files import preallocate, set_o_direct, start_writeba
 
 _BLOCKS = 8
 
-# Writeback starts after this many bytes: the sync at the end then has little to wait for.
+# Writeback starts after this many bytes, so that the final fsync has little left to write.
 _WRITEBACK_BYTES = 256 << 20
 
-# The size of a direct write, a multiple of any disk's sector. 8 MB took 15 % longer: the buffer
-# left the core's cache between being filled and being written.
+# The size of a direct write, a multiple of any disk's sector size. 8 MB took 15 % longer: the
+# buffer was evicted from the core's cache between being filled and being written.
 _DIRECT_BYTES = 2 << 20
 
-# All memory that writing a shard takes.
+# Memory that writing a shard needs in total.
 BUFFER_BYTES = _BLOCKS * BLOCK_BYTES + SCRATCH_BYTES + _DIRECT_BYTES
 
 
@@ -64,12 +63,12 @@ def write_shard(
     """Write `shard` into `folder`.
 
     Args:
-        on_bytes: called with the number of output bytes of each block as it is written.
+        on_bytes: called with the size of each block as it is written.
         keep_in_page_cache: keep the shard in the page cache, since it is about to be uploaded.
 
     Raises:
         DamagedFileError, UnsafeInputError: a stored chunk cannot be read as planned.
-        InsufficientSpaceError: the disk is full; nothing is left of this shard.
+        InsufficientSpaceError: the disk is full; the partial shard is removed.
     """
     path = folder / shard.filename
     path.parent.mkdir(exist_ok=True)
@@ -81,7 +80,7 @@ def write_shard(
 
 
 def hash_shard(shard: PlannedShard, files: DataFiles, on_bytes: Callable[[int], None]) -> str:
-    """Return the sha256 that `shard` would have; nothing is written."""
+    """Return the sha256 that `shard` would have, without writing it."""
     return _write(shard, files, None, on_bytes)
 
 
@@ -107,12 +106,12 @@ def _write(
 def _blocks(
     shard: PlannedShard, files: DataFiles, take: Callable[[], memoryview]
 ) -> Iterator[tuple[memoryview, int]]:
-    """Yield the content of the file in blocks, and how many bytes of each are filled."""
+    """Yield the content of the file in blocks, each with the number of bytes that are filled."""
     for start in range(0, len(shard.header), BLOCK_BYTES):
-        piece = shard.header[start : start + BLOCK_BYTES]
+        header = shard.header[start : start + BLOCK_BYTES]
         block = take()
-        block[: len(piece)] = piece
-        yield block, len(piece)
+        block[: len(header)] = header
+        yield block, len(header)
     scratch = memoryview(bytearray(SCRATCH_BYTES))
     for tensor in shard.tensors:
         reader = TensorReader(tensor, files, scratch)
@@ -123,12 +122,12 @@ def _blocks(
 
 
 class _Output:
-    """A file that grows by blocks; a context manager, which has written everything at its end.
+    """A file that grows by blocks; a context manager that has written everything at its exit.
 
     Args:
-        is_direct: bypass the page cache (O_DIRECT) if the filesystem can. Nobody reads the file
-            soon, so it need not push the checkpoint out of memory; and finding a fresh page of
-            memory for every 4 KB written is slow.
+        is_direct: bypass the page cache (O_DIRECT) if the filesystem supports it. The file is not
+            read soon, so it should not evict the checkpoint from the page cache; and allocating a
+            page for every 4 KB written is slow.
     """
 
     def __init__(self, fd: int, *, is_direct: bool) -> None:
@@ -141,15 +140,15 @@ class _Output:
         self._filled = 0
 
     def write(self, block: memoryview) -> None:
-        """Append `block`; it may be changed afterwards."""
+        """Append `block`, which may be reused afterwards."""
         if self._buffer is None:
             self._append(block)
             return
         while block:
-            piece = block[: _DIRECT_BYTES - self._filled]
-            self._buffer[self._filled : self._filled + len(piece)] = piece
-            self._filled += len(piece)
-            block = block[len(piece) :]
+            head = block[: _DIRECT_BYTES - self._filled]
+            self._buffer[self._filled : self._filled + len(head)] = head
+            self._filled += len(head)
+            block = block[len(head) :]
             if self._filled == _DIRECT_BYTES:
                 self._append(self._buffer)
                 self._filled = 0
@@ -161,7 +160,7 @@ class _Output:
             except OSError as error:
                 if not (self._is_direct and error.errno == errno.EINVAL):
                     raise
-                # This disk cannot, or not from this offset.
+                # No direct write on this disk, or not at this offset.
                 self._is_direct = set_o_direct(self._fd, False)
                 continue
             self._size += written
@@ -181,6 +180,6 @@ class _Output:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._disk:
             if kind is None and self._buffer is not None:
-                # The end is not a multiple of a sector.
+                # The rest is not a multiple of the sector size.
                 self._is_direct = set_o_direct(self._fd, False)
                 self._append(self._buffer[: self._filled])

@@ -23,7 +23,7 @@ from hubmerge.system.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What a conversion wrote; sizes in bytes, dropped keys with the reason."""
+    """The outcome of a conversion; sizes in bytes, dropped keys with the reason."""
 
     save_dir: Path
     shards: tuple[WrittenShard, ...]
@@ -47,8 +47,7 @@ def convert_plan(
     Raises:
         UsageError: the folder already holds a model and `overwrite` is false, or it is the
             checkpoint's own, or not the same folder on all ranks.
-        InsufficientSpaceError: the disk has less space than is needed; found before the first
-            write.
+        InsufficientSpaceError: the disk has too little space; raised before the first write.
         CheckpointError, UnsafeInputError: a data file is not what the plan expects.
     """
     plan = publication.plan

@@ -1,7 +1,6 @@
 """Files and folders that survive a crash: locks, atomic writes, hashes, free space.
 
-The files in a folder may have come from anyone: no link is followed, and nothing but a regular
-file is read.
+The files in a folder are untrusted: no link is followed, and only regular files are read.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ _NO_TRAPS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class FolderLock:
     """An exclusive lock on a folder, held through a file in it; a context manager.
 
-    The lock ends with the process, however that ends. Who holds it may remove the file.
+    The lock ends with the process, however that ends. The holder may remove the file.
 
     Attributes:
         file: the lock file, open for reading and appending.
 
     Args:
         path: the lock file; created if missing.
-        option: the command's option that names another folder, for the hint.
+        option: the command-line option that chooses another folder, for the hint.
 
     Raises:
-        UsageError: another run holds the lock, or the file is not a regular one.
+        UsageError: another run holds the lock, or `path` is not a regular file.
     """
 
     def __init__(self, path: Path, option: str) -> None:
@@ -68,7 +67,7 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Let another run have the folder."""
+        """Release the lock."""
         self.file.close()
 
     def __enter__(self) -> FolderLock:
@@ -86,7 +85,7 @@ def atomic_file(path: Path) -> Iterator[FileIO]:
         ``NAME.partial``, open for writing; it is renamed at the end, and removed after an error.
 
     Raises:
-        InsufficientSpaceError, HubmergeError: the disk cannot take it.
+        InsufficientSpaceError, HubmergeError: it cannot be written.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     with disk_errors(partial):
@@ -103,7 +102,7 @@ def atomic_file(path: Path) -> Iterator[FileIO]:
 
 
 def write_all(file: FileIO, content: bytes) -> None:
-    """Write the whole content to an unbuffered file, which may take it in parts."""
+    """Write the whole content to an unbuffered file, whose `write` may stop early."""
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]
@@ -136,7 +135,7 @@ def sha256_of(file: FileIO) -> str:
 
 
 def content_ids(content: bytes) -> tuple[str, str]:
-    """Return the content's sha256, and its git blob id: a listing of the Hub has one of them."""
+    """Return the content's sha256 and its git blob id; a listing of the Hub has one of them."""
     blob = b"blob %d\0" % len(content) + content
     git_id = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
     return hashlib.sha256(content).hexdigest(), git_id
@@ -155,7 +154,7 @@ def check_space(folder: Path, needed_bytes: int, option: str) -> None:
     """Raise InsufficientSpaceError if the disk of `folder`, which need not exist, has less free.
 
     Args:
-        option: the command's option that moves the folder to another disk.
+        option: the command-line option that moves the folder to another disk.
     """
     while not folder.exists():
         folder = folder.parent
@@ -170,7 +169,7 @@ def check_space(folder: Path, needed_bytes: int, option: str) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors about writing `path` into ours."""
+    """Translate OSErrors about writing `path` into errors of hubmerge."""
     try:
         yield
     except OSError as error:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Pause cycle collection, which would walk all objects again and again.
+    """Pause cycle collection, which would traverse all objects again and again.
 
-    The largest checkpoints have millions; reading one took twice as long with it.
+    The largest checkpoints have millions of them; reading one took twice as long with it.
     """
     was_enabled = gc.isenabled()
     gc.disable()

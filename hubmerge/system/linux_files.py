@@ -1,4 +1,4 @@
-"""System calls on open files that Python has no names for; on other systems, they do nothing.
+"""Linux system calls on open files that Python does not wrap; no-ops on other systems.
 
 See fallocate(2), sync_file_range(2), open(2) and proc(5) in the Linux manual.
 """
@@ -20,8 +20,8 @@ _SYNC_FILE_RANGE_WRITE = 2
 def preallocate(fd: int, size_bytes: int) -> None:
     """Reserve space for a file of that size, if the filesystem can; the file does not grow.
 
-    A disk that is too full says so before the work, and writing is cheaper. Not
-    `os.posix_fallocate`: if the filesystem cannot reserve, that writes the whole file once more.
+    A full disk shows before the work begins, and writing becomes cheaper. `os.posix_fallocate`
+    would write the whole file on a filesystem that cannot reserve space.
 
     Raises:
         OSError: there is not enough space.
@@ -38,8 +38,8 @@ def preallocate(fd: int, size_bytes: int) -> None:
 def start_writeback(fd: int, offset: int, length: int) -> None:
     """Start writing a range of the file to disk; it stays in the page cache.
 
-    Offset and length in bytes. It may have to wait for the disk's queue. An error of the disk is
-    not lost: the file's next fsync raises it.
+    Offset and length are in bytes. The call may wait for the disk's queue. The file's next fsync
+    reports errors of the disk.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "sync_file_range"):
@@ -50,7 +50,7 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
 
 
 def set_o_direct(fd: int, on: bool) -> bool:
-    """Bypass the page cache (O_DIRECT) from now on, or not; return whether it is bypassed."""
+    """Turn O_DIRECT on or off for an open file; return whether it is on."""
     flag = getattr(os, "O_DIRECT", 0)
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:

@@ -1,9 +1,9 @@
-"""No network for what runs in one thread.
+"""Block network access in one thread.
 
-`HF_HUB_OFFLINE` is read when huggingface_hub is imported and holds for a whole process, in which a
-caller may be downloading in another thread. An audit hook sees every socket and knows its thread.
-huggingface_hub would try five times over to get past it, and is told that this thread is offline.
-Neither is taken back, and neither does anything outside `no_network`.
+`HF_HUB_OFFLINE` is read once, when huggingface_hub is imported, and applies to the whole process,
+in which another thread may be downloading. An audit hook sees every socket and its thread. Since
+huggingface_hub would retry five times, it is also told that this thread is offline. Both patches
+stay installed; outside `no_network` they have no effect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SENDING = {"socket.connect", "socket.sendto", "socket.sendmsg"}
 
 
 class NetworkRefusedError(OSError):
-    """What runs under `no_network` gets this in place of a connection."""
+    """Raised by any attempt to use the network under `no_network`."""
 
 
 class _ThisThread(threading.local):
@@ -32,7 +32,7 @@ _this_thread = _ThisThread()
 
 @contextmanager
 def no_network() -> Iterator[None]:
-    """Refuse this thread the network while the block runs; other threads keep it."""
+    """Block network access in this thread while the block runs; other threads keep it."""
     _install()
     before, _this_thread.is_offline = _this_thread.is_offline, True
     try:
@@ -53,7 +53,7 @@ def _install() -> None:
 def _refuse(event: str, args: tuple[Any, ...]) -> None:
     if event not in _RESOLVING and event not in _SENDING:
         return
-    # A socket's address in the file system is a text: it leads to this machine only.
+    # The address of a Unix socket is a path.
     is_local = event in _SENDING and isinstance(args[-1], (str, bytes))
     if _this_thread.is_offline and not is_local:
         raise NetworkRefusedError("the network is not used here")

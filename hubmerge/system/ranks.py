@@ -1,8 +1,8 @@
 """The ranks of one job, started by torchrun; a single process is a job with one rank.
 
 ``torchrun --nnodes N --nproc-per-node M -m hubmerge …``: torchrun's own key-value store carries
-results and errors. No rank waits for another without checking whether one has failed, so that an
-error in one ends all, with its message and its exit code.
+results and errors. A rank that waits for another checks whether one has failed, so that an error
+in one ends all of them, with its message and its exit code.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ T = TypeVar("T")
 _FAILED, _REPORTED = "failed", "reported"
 _LOOK_EVERY_SECONDS = 0.5
 
-# Long enough for nodes that import from a slow shared disk.
+# Long enough for nodes that import Python packages from a slow shared disk.
 _START_WITHIN = timedelta(minutes=3)
 
-# How long a failed rank stays alive: when it exits, torchrun ends rank 0, which has to say why.
+# How long a failed rank stays alive: when it exits, torchrun kills rank 0, which reports the error.
 _REPORT_WITHIN_SECONDS = 15.0
 
 
 class Ranks:
-    """The ranks of this job, as one of them sees them; this base class is a single process."""
+    """The ranks of this job as seen from one of them; this base class is a single process."""
 
     rank = 0
     count = 1
@@ -50,25 +50,25 @@ class Ranks:
         return [value]
 
     def check(self) -> None:
-        """Raise the error of another rank, if one has failed."""
+        """Raise the error of another rank if one has failed."""
 
-    def fail(self, error: BaseException) -> bool:  # noqa: ARG002 - alone, there is nobody to tell
-        """Tell the others that this rank has failed; return whether rank 0 tells the user."""
+    def fail(self, error: BaseException) -> bool:  # noqa: ARG002 - a single process has no others
+        """Publish the error of this rank; return whether rank 0 reports it to the user."""
         return True
 
     def reported(self) -> None:
-        """Tell the others that the user knows how the run ended."""
+        """Let the other ranks exit: the outcome was reported to the user."""
 
 
 class TorchrunRanks(Ranks):
-    """The processes that torchrun started."""
+    """The ranks of a job that torchrun started."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
 
         self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        # torchrun's agent keeps the store, unless it says that rank 0 must.
+        # torchrun's agent hosts the store, unless it leaves that to rank 0.
         agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
@@ -86,7 +86,7 @@ class TorchrunRanks(Ranks):
         self._wait_for_all()
 
     def _wait_for_all(self) -> None:
-        """Raise RuntimeError if not all start: a child of a rank has inherited its variables."""
+        """Raise RuntimeError if not all ranks start, as when a child process of a rank runs us."""
         keys = [f"here/{rank}" for rank in range(self.count)]
         self._store.set(keys[self.rank], "1")
         deadline = time.monotonic() + _START_WITHIN.total_seconds()
@@ -99,7 +99,7 @@ class TorchrunRanks(Ranks):
         self._gathered += 1
         keys = [f"gather/{self._gathered}/{rank}" for rank in range(self.count)]
         with _store_is_there():
-            # Pickles between processes of one command, never from a file.
+            # These pickles come from processes of the same job, never from a file.
             self._store.set(keys[self.rank], base64.b64encode(pickle.dumps(value)).decode())
             while not self._store.check(keys):
                 time.sleep(0.05)
@@ -136,13 +136,13 @@ class TorchrunRanks(Ranks):
 
 @contextmanager
 def _store_is_there() -> Iterator[None]:
-    """Explain the errors of a store whose process has ended; its own messages do not."""
+    """Replace the unclear errors of a store whose process has ended."""
     try:
         yield
     except RuntimeError as error:
         raise RetriesExhaustedError(
             "another process of this job has ended, and the job's store with it",
-            "Look at its last message, then rerun: the run resumes where this one ended.",
+            "Look at its last message, then rerun; the run resumes where this one ended.",
         ) from error
 
 
@@ -169,7 +169,7 @@ SINGLE_PROCESS = Ranks()
 
 
 def current_ranks() -> Ranks:
-    """Return the job that torchrun started this process for, or a single process.
+    """Return the ranks of the job that torchrun started this process for, or a single process.
 
     Raises:
         UsageError: another launcher set the variables, or the job's store does not answer.
