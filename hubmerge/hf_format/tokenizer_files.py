@@ -50,7 +50,9 @@ def _parsed(assets: Assets, name: str) -> dict[str, Any] | None:
     try:
         value = json.loads(asset.read())
     except (ValueError, RecursionError):
-        raise UsageError(f"{asset.source}: is not valid JSON") from None
+        raise UsageError(
+            f"{asset.source}: is not valid JSON", "Replace the file, or remove it from the folder."
+        ) from None
     return value if isinstance(value, dict) else None
 
 
