@@ -177,7 +177,8 @@ def _resized(
             values = ", ".join(f'"{field}": {tensor.shape[0]}' for field in named)
             yield Problem(
                 f"{tensor.name} has {tensor.shape[0]:,} rows, and config.json says {rows:,} "
-                f"({', '.join(named)}): the vocabulary was resized",
+                f"({', '.join(named)}): the vocabulary was resized, "
+                "or a file of the checkpoint is lost",
                 f"Set {values} in config.json, and give the resized tokenizer.",
             )
             return  # the others were resized with it

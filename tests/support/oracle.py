@@ -28,8 +28,9 @@ def hub_name(key: str) -> str | None:
 
 def hub_tensors(stored: Tensors, *, bare: bool = False) -> dict[str, torch.Tensor]:
     """The model's tensors by Hub name; with `bare`, keys are Hub names already."""
+    stored = {key: t for key, t in stored.items() if t.shape != (0,)}  # FSDP leaves those behind
     if bare:
-        return dict(stored)
+        return stored
     named = {hub_name(key): tensor for key, tensor in stored.items()}
     return {name: tensor for name, tensor in named.items() if name is not None}
 

@@ -17,7 +17,7 @@ import hubmerge
 from hubmerge.checkpoint.data_files import DataFiles
 from hubmerge.checkpoint.metadata import read_checkpoint
 from hubmerge.checkpoint.schema import Chunk
-from hubmerge.checkpoint.tiling import covering_chunks
+from hubmerge.checkpoint.tiling import covered
 from hubmerge.cli.text import as_json
 from hubmerge.hf_format.assets import collect_assets
 from hubmerge.hf_format.dtypes import BY_NAME
@@ -50,7 +50,7 @@ def metadata(data: bytes) -> None:
         checkpoint = read_checkpoint(place)
         for tensor in checkpoint.tensors.values():
             with suppress(hubmerge.HubmergeError):
-                covering_chunks(tensor)
+                covered(tensor)
 
 
 def inspection(data: bytes) -> None:
