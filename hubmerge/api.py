@@ -259,7 +259,7 @@ def push(
 
     Example:
         >>> import hubmerge
-        >>> result = hubmerge.push("runs/my-run", "my-org/my-model", private=True)
+        >>> result = hubmerge.push("runs/my-run", "my-org/my-model", model_assets_dir="base")
         >>> result.revision, result.changed
         ('main', True)
 

@@ -11,6 +11,8 @@ from huggingface_hub import HfApi
 
 import hubmerge
 from tests.support.checkpoints.cases_plain import save_alone
+from tests.support.trainers.models import build
+from tests.support.trainers.saves import save, save_config
 
 pytest_plugins = ["tests.support.push.plugin"]
 
@@ -20,8 +22,10 @@ def test_the_examples_of_the_docstrings_run(
     api: HfApi, naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each public function has an example, and it gives what it says."""
-    state = {"model.a.weight": torch.ones(2, 2)}
-    save_alone(tmp_path / "runs/my-run", {"model": state, "optimizer": {"step": torch.ones(1)}})
+    model = build("llama")
+    optimizer = {"step": torch.ones(1)}
+    save(tmp_path / "runs/my-run", {"model": model.state_dict(), "optimizer": optimizer})
+    save_config(tmp_path / "base", model)
     monkeypatch.chdir(tmp_path)
     runner = doctest.DocTestRunner()
     for name in ("inspect", "plan", "convert", "push", "verify"):

@@ -288,7 +288,9 @@ def _raw_prefix(draft: Draft, prefix: str) -> str:
 
 
 def _is_counter(name: str, tensor: TensorView) -> bool:
-    is_one_number = "." not in name and prod(tensor.shape) == 1 and not _is_float(tensor)
+    # In a dict of the model's own, a trainer has put nothing.
+    is_loose = "." not in name and name == tensor.key
+    is_one_number = is_loose and prod(tensor.shape) == 1 and not _is_float(tensor)
     return is_one_number and name != _MODEL_COUNTER
 
 

@@ -252,7 +252,7 @@ def test_an_adapter_beside_a_model(write: Callable[[Path], None], tmp_path: Path
     assert content(out) == before
     for dtype in ("float32", "bfloat16"):
         hubmerge.convert(lora(), out, overwrite=True, dtype=dtype)
-    hubmerge.convert(lora(), tmp_path / "fresh")
+    hubmerge.convert(lora(), tmp_path / "fresh", dtype="bfloat16")
     assert content(out) == before | content(tmp_path / "fresh")
 
 

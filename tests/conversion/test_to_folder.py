@@ -135,7 +135,9 @@ def test_what_safetensors_cannot_hold(tensor: torch.Tensor, tmp_path: Path) -> N
     with pytest.raises((SafetensorError, ValueError, KeyError)):
         save_file({"a": tensor}, tmp_path / "refused.safetensors")
     save_model_alone(tmp_path / "checkpoint", {"model.a.weight": tensor, "model.b": torch.zeros(2)})
-    with pytest.raises(hubmerge.HubmergeError, match=r"model\.a\.weight.*no safetensors form") as refusal:
+    with pytest.raises(
+        hubmerge.HubmergeError, match=r"model\.a\.weight.*no safetensors form"
+    ) as refusal:
         hubmerge.convert(tmp_path / "checkpoint", tmp_path / "out", dtype="auto")
     assert refusal.value.hint
     naming = NamingOptions(exclude=(r"\.a\.weight$",))

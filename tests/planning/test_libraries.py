@@ -97,7 +97,7 @@ def test_files_have_the_names_that_diffusers_looks_for(tmp_path: Path) -> None:
     )
     assert "library_name: diffusers" in (out / "README.md").read_text()
     hubmerge.convert(tmp_path / "run", out, model_assets_dir=assets, dtype="auto", overwrite=True)
-    names = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir()} - {".hubmerge.json"}
     assert names == {"diffusion_pytorch_model.safetensors", "config.json", "README.md"}
     weights = load_file(out / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in state.items())
@@ -145,5 +145,5 @@ def test_a_policy_of_lerobot(tmp_path: Path) -> None:
     out = tmp_path / "out"
     hubmerge.convert(tmp_path / "run", out, model_assets_dir=assets, dtype="auto")
     names = {path.name for path in assets.iterdir()} | {"model.safetensors", "README.md"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == names | {".hubmerge.json"}
     assert "library_name: lerobot" in (out / "README.md").read_text()
