@@ -271,7 +271,7 @@ def push(
         create_pr: open a pull request with that one commit instead.
         tag: a tag for the commit.
         token: None means the stored login.
-        staging_dir: where finished shards stand until they are uploaded.
+        staging_dir: directory for shards awaiting upload.
         max_disk: bytes that `staging_dir` ever holds; two shards if None.
         clean: remove staging branches that other, unfinished runs left.
         keep_others: leave the target's other weights, which the commit would remove.
@@ -280,8 +280,7 @@ def push(
             `PlanOptions`.
 
     Raises:
-        HubmergeError: one of the tree in `hubmerge.errors`; the branch is then as it was, and the
-            same call resumes.
+        HubmergeError: see `hubmerge.errors`; the branch is unchanged, and the same call resumes.
     """
     options, what = PushOptions.among(locals()), PlanOptions.among(locals())
     began = time.monotonic()
@@ -310,7 +309,7 @@ def verify(
     no_config: bool = False,
     naming: NamingOptions = DEFAULT_NAMING,
 ) -> VerifyResult:
-    """Hold a folder or a repository against the checkpoint that it was made from.
+    """Verify a folder or a repository against the checkpoint that it was made from.
 
     Example:
         >>> import hubmerge
@@ -369,7 +368,7 @@ def _timed(result: R, began: float) -> R:
 
 @contextmanager
 def _listener(progress: Progress | bool, **bars: Any) -> Iterator[Progress]:
-    """Give what is told about progress: the caller's own, bars on stderr if True, else nobody."""
+    """Yield the caller's own progress, bars on stderr if True, or else a silent one."""
     if progress is True:
         from hubmerge.progress_bars import Bars
 
@@ -400,7 +399,7 @@ def _planned(
 
 
 def _default_save_dir(load_dir: Path) -> Path:
-    """`hf_ckpt` in the checkpoint, which may come from anybody: a link there is not followed."""
+    """Return `hf_ckpt` in the checkpoint, which is untrusted: a link there is not followed."""
     folder = load_dir / "hf_ckpt"
     if folder.is_symlink():
         raise UsageError(f"{folder}: is a link", "Say where to write with --save-dir.")

@@ -91,7 +91,7 @@ class _Reopened:
 
 
 def _max_open_files() -> int:
-    """Return how many files to keep open: half of what this process may have, or as good as all."""
+    """Return how many files to keep open: half of what this process may have, or nearly all."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 20 if allowed == resource.RLIM_INFINITY else max(1, allowed // 2)
 

@@ -28,10 +28,10 @@ from hubmerge.hf_format.asset_names import (
 from hubmerge.hf_format.code_files import code_files, code_named_in
 from hubmerge.hf_format.filenames import DIFFUSERS_STEM, MODEL_STEM
 
-# Larger is no config.
+# No config is larger.
 MAX_JSON_BYTES = 64 * 2**20
 
-# Configs nest three or four deep; below this nobody reads an entry.
+# Configs nest three or four levels deep; no library reads entries below this level.
 _MAX_LEVELS = 8
 
 MODULES = "modules.json"
@@ -69,7 +69,7 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """What an assets folder gives.
+    """The contents of an assets folder.
 
     Attributes:
         config: the parsed `config.json`, or None if there is none.
@@ -90,7 +90,7 @@ class Assets:
 
     @property
     def stem(self) -> str:
-        """What the library looks for as the beginning of a weights file's name."""
+        """The beginning of the names of weights files that the library looks for."""
         return DIFFUSERS_STEM if self.library == "diffusers" else MODEL_STEM
 
     @property
@@ -153,7 +153,7 @@ def collect_assets(folder: Path | None, dtype: str | None) -> Assets:
 
 
 def _names_in(folder: Path, modules: tuple[Module, ...]) -> list[str]:
-    """The files that are published, each where the libraries look for it."""
+    """Return the names of the files to publish, as paths that the libraries look for."""
     found = [path.name for path in folder.iterdir() if path.is_file()]
     found += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
     names = sorted(filter(is_asset, found), key=order_of)
@@ -167,7 +167,7 @@ def _names_in(folder: Path, modules: tuple[Module, ...]) -> list[str]:
 
 
 def read_modules(path: Path) -> tuple[Module, ...]:
-    """Read a `modules.json`; what is not well formed in it is left out."""
+    """Read a `modules.json`, without its malformed entries."""
     modules = _parse_json(path)
     return tuple(
         Module(str(module.get("name")), module["path"], str(module.get("type")))
@@ -229,7 +229,7 @@ def config_levels(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _with_dtype(content: bytes, dtype: str | None) -> bytes:
-    """The config's text with another dtype, wherever it says one, and no other byte changed."""
+    """Return the config's text with every dtype entry replaced and no other byte changed."""
     if dtype is None:
         return content
     return _DTYPE_ENTRY.sub(rf"\g<1>{dtype}\g<2>", content.decode()).encode()

@@ -42,7 +42,7 @@ def code_named_in(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _relative_imports(path: Path) -> Iterator[str]:
-    """Modules of the same folder that the code imports."""
+    """Yield the modules of the same folder that the code imports."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError):

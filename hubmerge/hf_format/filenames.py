@@ -13,7 +13,7 @@ INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
-# By these a loader tells what the weights beside them are.
+# The files that loaders look for first, to decide how to load the weights.
 LOADER_ENTRY_POINTS = frozenset(
     {INDEX_NAME, f"{DIFFUSERS_STEM}.safetensors.index.json", ADAPTER_CONFIG}
 )
@@ -26,24 +26,24 @@ _PICKLED = re.compile(
 
 
 def is_model_weights(name: str) -> bool:
-    """Is it a name for a file of a whole model's weights?"""
+    """Return whether a file of a whole model's weights may have this name."""
     return bool(_MODEL_WEIGHTS.fullmatch(name))
 
 
 def is_weights(name: str) -> bool:
-    """Is it a name for a file of weights, a model's or an adapter's?"""
+    """Return whether a file of weights, a model's or an adapter's, may have this name."""
     return is_model_weights(name) or bool(_ADAPTER_WEIGHTS.fullmatch(name))
 
 
 def is_pickled_weights(name: str) -> bool:
-    """Is it a name for weights of the form that loaders take where there are no safetensors?"""
+    """Return whether pickled weights, which loaders use without safetensors, have this name."""
     return bool(_PICKLED.fullmatch(name))
 
 
 def files_to_remove(names: Iterable[str], kept: Collection[str], *, is_adapter: bool) -> list[str]:
-    """Which of these files, beside which a model or an adapter is put, must not stay.
+    """Return the existing files that must be removed when a model or an adapter is written.
 
-    An adapter may stand beside a whole model; a model beside an adapter would not be loaded.
+    An adapter may lie beside a whole model; a model beside an adapter would not be loaded.
     """
     if is_adapter:
         return []

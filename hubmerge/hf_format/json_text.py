@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
-# Configs nest three or four deep; below this nobody reads an entry.
+# Configs nest three or four levels deep; no library reads entries below this level.
 _MAX_DEPTH = 8
 
 
@@ -54,7 +54,7 @@ def entries(text: str) -> list[Entry]:
 
 
 def replace_values(text: str, new_value: Callable[[Entry], str | None]) -> str:
-    """Write other text in place of values; an entry for which None is returned stays."""
+    """Replace values with other text; keep an entry for which `new_value` returns None."""
     edits = [
         (entry.value_start, entry.end, new)
         for entry in entries(text)
@@ -64,7 +64,7 @@ def replace_values(text: str, new_value: Callable[[Entry], str | None]) -> str:
 
 
 def remove_entries(text: str, is_unwanted: Callable[[Entry], bool]) -> str:
-    """Take entries out, each with its comma."""
+    """Remove entries, each with its comma."""
     edits = []
     for siblings in _objects(text):
         position = 0
@@ -79,7 +79,7 @@ def remove_entries(text: str, is_unwanted: Callable[[Entry], bool]) -> str:
 
 
 def _span(siblings: list[Entry], first: int, after: int) -> tuple[int, int]:
-    """The text of some entries in a row, with the commas that would be left over."""
+    """Return the span of adjacent entries, including the comma to remove with them."""
     if after < len(siblings):
         return siblings[first].start, siblings[after].start
     start = siblings[first - 1].end if first else siblings[first].start
@@ -87,7 +87,7 @@ def _span(siblings: list[Entry], first: int, after: int) -> tuple[int, int]:
 
 
 def _apply(text: str, edits: list[tuple[int, int, str]]) -> str:
-    """Make the edits, of which an outer one takes those inside it with it."""
+    """Apply the edits; an outer one replaces those inside it."""
     parts, position = [], 0
     for start, end, new in sorted(edits, key=lambda edit: (edit[0], -edit[1])):
         if start < position:
@@ -108,7 +108,7 @@ def _objects(text: str) -> Iterator[list[Entry]]:
 
 
 def _entries(text: str, start: int, path: tuple[str, ...]) -> Iterator[Entry]:
-    """The entries of the object that begins at `start`."""
+    """Yield the entries of the object that begins at `start`."""
     position = _skip(text, start + 1)
     while text[position] != "}":
         key_start = position

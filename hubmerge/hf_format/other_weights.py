@@ -14,7 +14,7 @@ from hubmerge.formatting import format_list
 # In the format of Mistral's own library: servers such as vLLM prefer it to the shards.
 _CONSOLIDATED = re.compile(r"consolidated(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
-# Who takes which files, the most likely to be taken by mistake first; (None) by nobody on its own.
+# What loads which files, the likeliest by mistake first; None if nothing does by itself.
 _READERS: tuple[tuple[re.Pattern[str], str | None], ...] = (
     (re.compile(r"consolidated[^/]*\.(safetensors|pth|pt)"), "vLLM and mistral-inference"),
     (re.compile(r"[^/]+\.safetensors"), "servers that load every .safetensors file"),

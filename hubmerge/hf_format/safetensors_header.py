@@ -1,4 +1,4 @@
-"""The safetensors header: writing one byte for byte as the library does, and reading one safely.
+"""Write safetensors headers, byte for byte as the library does, and read them safely.
 
 A file is: 8 bytes little-endian header length, the header (JSON, padded with spaces to a multiple
 of 8), then the tensors' bytes one after another without gaps. Format:
@@ -47,7 +47,7 @@ def file_order(name: str, dtype: DType) -> tuple[int, str]:
 
 
 def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> bytes:
-    """The first bytes of what ``safetensors.torch.save_file(…, {"format": "pt"})`` writes.
+    """Return the header that ``safetensors.torch.save_file(…, {"format": "pt"})`` writes.
 
     Args:
         tensors: name, dtype and torch's shape of each tensor, already sorted by `file_order`.
@@ -103,7 +103,7 @@ def read_header(
 def _check_extent(
     tensors: list[HeaderTensor], data_start: int, file_bytes: int, label: str
 ) -> None:
-    """Tensors must fill the data part without gap or overlap, as the format demands."""
+    """Check that tensors fill the data section without gap or overlap, as the format demands."""
     end = data_start
     for tensor in tensors:
         if tensor.offset != end:
@@ -137,7 +137,7 @@ def _entry(name: str, entry: Any, data_start: int, label: str) -> HeaderTensor:
 
 
 def is_sizes(value: Any) -> TypeGuard[list[int]]:
-    """Is this, from a file, a list of as many sizes or offsets as a tensor can have?"""
+    """Return whether `value`, read from a file, is a list of valid sizes or offsets."""
     return (
         isinstance(value, list)
         and len(value) <= _MAX_DIMS
@@ -146,7 +146,7 @@ def is_sizes(value: Any) -> TypeGuard[list[int]]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused where a key stands twice: readers differ in which they take."""
+    """Build a JSON object; refuse duplicate keys, of which readers use different ones."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         raise ValueError("duplicate key")

@@ -57,7 +57,7 @@ class Architecture:
         stands_for: what the config names and transformers lacks, as "the class X", if the model is
             the nearest that it has.
         is_certain: False if code that comes with the model, and is not run here, defines its class:
-            names are held against another one, and its layout on the Hub is not known.
+            names are compared with those of another one, and its layout on the Hub is not known.
     """
 
     model: Any
@@ -117,11 +117,11 @@ class Architecture:
         return _matches(self.model._keys_to_ignore_on_load_missing, name)
 
     def ignores_unexpected(self, name: str) -> bool:
-        """Return whether the loader passes over this tensor, which the model lacks."""
+        """Return whether the loader ignores this tensor, which the model lacks."""
         return _matches(self.model._keys_to_ignore_on_load_unexpected, name)
 
     def stays_fp32(self, name: str, dtype: str) -> bool:
-        """Would transformers keep this tensor, by its name in memory, in fp32 beside `dtype`?"""
+        """Return whether transformers keeps this tensor in fp32 when the rest is `dtype`."""
         patterns = set(self.model._keep_in_fp32_modules_strict or ())
         if dtype == "float16":  # of less range than bfloat16
             patterns |= set(self.model._keep_in_fp32_modules or ())
@@ -197,7 +197,7 @@ def _on_meta_device() -> Iterator[None]:
 
 
 class _Built(NamedTuple):
-    """A model, and how it was come by; see `Architecture`."""
+    """A model, and how its class was found; see `Architecture`."""
 
     model: Any
     stands_for: str
@@ -254,7 +254,7 @@ def _parse_config(
 
 
 def check_module_counts(config: Mapping[str, Any]) -> None:
-    """A config may come from a repository; one of a million layers would be built for ever."""
+    """Refuse a config that asks for more modules than any model has: building would not end."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             check_module_counts(value)
@@ -264,7 +264,7 @@ def check_module_counts(config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar and no log line from transformers: its verdict is read, not watched."""
+    """Silence the progress bars and log messages of transformers."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

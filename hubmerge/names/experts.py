@@ -128,7 +128,7 @@ def _is_stack(in_memory: Views) -> bool:
 
 
 def _fuse_gate_up(stored: Views, architecture: Architecture | None) -> Views:
-    """Gate and up projections that are stored apart as the one tensor that transformers has."""
+    """Fuse separately stored gate and up projections into the one tensor of transformers."""
     joined = dict(stored)
     for name in stored:
         match = _STACK.fullmatch(name)
@@ -146,7 +146,7 @@ def _fuse_gate_up(stored: Views, architecture: Architecture | None) -> Views:
 
 
 def _without_suffix(views: Views, architecture: Architecture) -> Iterator[tuple[str, TensorView]]:
-    """``experts.down_proj.weight`` of older trainers is ``experts.down_proj``."""
+    """Strip ``.weight`` of older trainers, as from ``experts.down_proj.weight``."""
     for name, view in views.items():
         plain = name.removesuffix(".weight")
         is_stack = name not in architecture.names and plain in architecture.names
@@ -174,7 +174,7 @@ def _of_any_layer(name: str) -> str:
 def _split_by_name(
     name: str, view: TensorView, stored: Views, known: set[str], *, force: bool
 ) -> Views | None:
-    """The experts' own tensors as a reference has them, or (`force`) as most models call them."""
+    """Split into one tensor per expert, named as in a reference or (`force`) as is usual."""
     if not known and not force:
         return None
     for before, after, names in _STYLES:

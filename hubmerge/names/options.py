@@ -102,7 +102,7 @@ DEFAULT_NAMING = NamingOptions()
 
 
 def compile_regex(pattern: str, option: str) -> re.Pattern[str]:
-    """Compile a user's regex; raises UsageError naming the option."""
+    """Compile a user's regex; raise UsageError with the option's name if it is malformed."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -111,7 +111,7 @@ def compile_regex(pattern: str, option: str) -> re.Pattern[str]:
 
 
 def parse_rename(rule: str) -> tuple[re.Pattern[str], str]:
-    r"""``REGEX=>NEW``, NEW with ``\1`` for groups; raises UsageError."""
+    r"""Parse ``REGEX=>NEW``, NEW with ``\1`` for groups; raise UsageError if it is malformed."""
     pattern, arrow, new = rule.partition("=>")
     if not arrow or not pattern:
         raise UsageError(

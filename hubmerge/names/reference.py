@@ -1,4 +1,4 @@
-"""The base model's own names, dtypes and files: where it is at hand, they are the truth.
+"""The base model's own names, dtypes and files, which are authoritative if it is available.
 
 Read from the index and the headers of its safetensors files; no tensor is read, nothing downloaded.
 """
@@ -48,7 +48,7 @@ class Reference:
 
 
 def read_reference(folder: Path) -> Reference | None:
-    """The model in `folder`, or None where it holds none that can be read."""
+    """Return the model in `folder`; None if it holds none that can be read."""
     try:
         files = _weight_map(folder)
         singles = {folder / f"{stem}.safetensors" for stem in STEMS}
@@ -65,12 +65,12 @@ def read_reference(folder: Path) -> Reference | None:
 
 
 def is_on_hub(base_model: str) -> bool:
-    """Is it the name of a repository, and no folder?"""
+    """Return whether it is the name of a repository and not a folder."""
     return bool(REPO_ID.fullmatch(base_model)) and not Path(base_model).exists()
 
 
 def find_base_model(base_model: str) -> Path | None:
-    """The folder of a base model: a path, or a repository in the local cache, if it is there.
+    """Return the folder of a base model: a path, or a repository in the local cache; or None.
 
     Raises:
         UsageError: it can be neither.
@@ -112,7 +112,7 @@ def _header(path: Path) -> Iterator[tuple[str, DType]]:
 
 
 def differences(names: Iterable[str], expected: Iterable[str]) -> str:
-    """What is missing and what is too many, with the nearest names; "" where they agree."""
+    """Describe missing and unexpected names, with the nearest ones; "" if there are none."""
     have, want = set(names), set(expected)
     missing, unexpected = sorted(want - have), sorted(have - want)
     parts = []
@@ -132,7 +132,7 @@ def _listed(names: list[str], others: list[str]) -> str:
 
 
 def assign_files(names: Iterable[str], reference: Reference) -> dict[str, str]:
-    """The base model's file for each name.
+    """Return the base model's file for each name.
 
     Raises:
         CheckpointError: the base model lacks a name.

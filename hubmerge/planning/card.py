@@ -142,13 +142,13 @@ def _about(plan: Plan, assets: Assets, options: CardOptions) -> _About:
 
 
 def _base_model(config: dict[str, Any]) -> str | None:
-    """What the config says that it was trained from, be it a Hub id or a path."""
+    """Return the base model that the config names, a Hub id or a path."""
     name = config.get("base_model_name_or_path") or config.get("_name_or_path")
     return name if isinstance(name, str) else None
 
 
 def _fill_in(text: str, metadata: dict[str, Any]) -> str:
-    """The user's card, its own metadata and every byte below it kept."""
+    """Return the user's card with missing metadata added and everything else unchanged."""
     from huggingface_hub import ModelCard
 
     header = _HEADER.match(text)
@@ -170,7 +170,7 @@ def _fill_in(text: str, metadata: dict[str, Any]) -> str:
 
 
 def _kind(config: dict[str, Any]) -> str:
-    """The kind of an adapter, as PEFT's documentation spells it."""
+    """Return the kind of an adapter, as PEFT's documentation spells it."""
     kind = str(config.get("peft_type", "LORA")).upper()
     spelled = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "VERA": "VeRA", "LOHA": "LoHa", "LOKR": "LoKr"}
     return spelled.get(kind, kind.replace("_", " ") if kind in TUNERS else "PEFT")

@@ -81,7 +81,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, located: Located) -> Inspection:
 
 
 def _damaged_files(folder: Path, expected_bytes: dict[str, int]) -> Iterator[str]:
-    """Say of each data file that is missing or too short what is wrong with it."""
+    """Describe what is wrong with each data file that is missing or too short."""
     files = DataFiles(folder)
     for name, size in expected_bytes.items():
         try:
@@ -128,7 +128,7 @@ def _format(checkpoint: Checkpoint) -> str:
 
 
 def _naming(checkpoint: Checkpoint) -> Naming:
-    """The names as far as the checkpoint alone tells them."""
+    """Return the names as far as the checkpoint alone determines them."""
     try:
         return name_weights(checkpoint)
     except NoModelWeightsError:

@@ -178,7 +178,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Names this plan: equal for two plans only if they give the same files."""
+        """A hash of this plan: equal for two plans only if they give the same files."""
         digest = hashlib.sha256(self.checkpoint.metadata_sha256.encode())
         for shard in self.shards:
             digest.update(shard.filename.encode() + b"\0" + shard.header)
@@ -324,7 +324,7 @@ def _pack(
 def _by_file(
     tensors: list[PlannedTensor], files: Mapping[str, str]
 ) -> dict[str, list[PlannedTensor]]:
-    """The files that naming has decided on: an adapter's one, or the base model's."""
+    """Group tensors by the files that naming chose: an adapter's one, or the base model's."""
     groups: dict[str, list[PlannedTensor]] = {}
     for tensor in tensors:
         groups.setdefault(files[tensor.name], []).append(tensor)
