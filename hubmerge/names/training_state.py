@@ -32,7 +32,7 @@ _PARAMETER = frozenset({"weight", "bias"})
 
 _OPTIMIZER_WORD = re.compile(
     r"(?:\w+_)?optim(?:i[sz]er)?s?(?:_states?|_state_dicts?|_params?)?(?:_?\d+)?"
-    r"|opt_states?|opt_state_dict"
+    r"|opt_states?|opt_state_dict|param_groups"
 )
 _TRAINER_WORD = re.compile(
     r"(?:\w+_)?(?:rng|schedulers?|dataloaders?)(?:_states?|_state_dicts?)?(?:_?\d+)?"

@@ -163,6 +163,13 @@ def test_an_optimizer_alone_is_refused() -> None:
         name_weights(checkpoint_of(OPTIMIZER))
 
 
+def test_an_optimizers_own_dict_is_refused() -> None:
+    """`--load-dir optimizer_0` holds moments and their groups, and no learning rate is a model."""
+    groups = ("param_groups", "lr"), ("state", "a.weight", "exp_avg")
+    with pytest.raises(NoModelWeightsError):
+        name_weights(checkpoint_of(*groups))
+
+
 def test_what_has_no_dict_and_no_dot_is_a_weight_if_it_is_a_number() -> None:
     """`logit_scale` of a bare CLIP, `cls_token` of a bare ViT; a counter is none."""
     paths = [("logit_scale",), ("cls_token",), ("blocks.0.weight",)]

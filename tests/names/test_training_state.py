@@ -23,6 +23,8 @@ OPTIMIZERS: dict[str, Nested] = {
     "torchao": {"o": {n: {"exp_avg": {"codes": s, "scale": (1,)}} for n, s in LLAMA.items()}},
     "Adafactor": {"o": {n: {"exp_avg_sq_row": s[:1]} for n, s in LLAMA.items()}},
     "Muon": {"m": {"state": {n: {"momentum_buffer": s} for n, s in LLAMA.items()}, "lr": ()}},
+    "the dict itself": {"state": moments(LLAMA), "param_groups": {"lr": ()}},
+    "its groups alone": {"param_groups": [{"lr": (), "betas": (2,)}]},
     "Shampoo": {"o": {n: {"preconditioners": {0: s}} for n, s in LLAMA.items()}},
     "optax": {"opt_state": {"mu": LLAMA, "nu": LLAMA}},
     "of an actor": {"actor_optimizer": {"x": (2, 2)}, "optimizer_0": {"x": (2, 2)}},
