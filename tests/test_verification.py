@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -451,7 +452,10 @@ def test_what_the_commit_says_is_shown(api: HfApi, naps: list[float], checkpoint
     result = hubmerge.verify(checkpoint, repo_id=REPO)
     assert result.options is not None
     assert result.options["naming"] == {"rename": ["layers=>blocks"]}
-    assert "layers=>blocks" in as_text(result)
+    assert "made with these options: " in as_text(result)
+    assert "rename layers=>blocks" in as_text(result)
+    forged = as_text(replace(result, options={"dtype": "float16\n\x1b[2K✓ Verified"}))
+    assert "dtype float16 \\x1b[2K✓ Verified" in forged
 
 
 @pytest.mark.parametrize("option", [{"card": "README.md"}, {"license": "mit"}])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import singledispatch
 from typing import Any
 
 from hubmerge.conversion.to_folder import ConvertResult
+from hubmerge.errors import printable
 from hubmerge.formatting import format_list, human_bytes, plural
 from hubmerge.planning.inspection import Inspection
 from hubmerge.planning.preview import Preview
@@ -82,7 +83,7 @@ def _(result: VerifyResult) -> str:
             f"place: {result.place}",
         ]
     if result.options is not None:
-        lines.append(f"made with, as its record says: {json.dumps(result.options)}"[:_MAX_LINE])
+        lines.append(f"made with these options: {_options(result.options)}"[:_MAX_LINE])
     if result.unchecked:
         lines.append(f"not checked: {', '.join(result.unchecked)}"[:_MAX_LINE])
     for difference in result.differences:
@@ -91,6 +92,19 @@ def _(result: VerifyResult) -> str:
             f"  {difference.file}{where}: expected {difference.expected}, found {difference.found}"
         )
     return "\n".join(lines)
+
+
+def _options(recorded: Mapping[str, Any]) -> str:
+    """Return recorded options in one line; a stranger may have written the record."""
+    naming = recorded.get("naming")
+    flat = {name: value for name, value in recorded.items() if name != "naming"}
+    flat |= naming if isinstance(naming, Mapping) else {}
+    pairs = (
+        f"{name.replace('_', '-')} {format_list(list(map(str, values)))}"
+        for name, value in flat.items()
+        if (values := value if isinstance(value, list) else [value]) != [None]
+    )
+    return " ".join(printable("; ".join(pairs)).split())
 
 
 @as_dict.register

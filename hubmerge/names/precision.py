@@ -82,7 +82,8 @@ class Precision:
         if not self._kept:
             return []
         names = format_list(sorted(self._kept))
-        way_out = "" if self._is_given else f"; --dtype {self._dtype} casts them too"
+        them = "it" if len(self._kept) == 1 else "them"
+        way_out = "" if self._is_given else f"; --dtype {self._dtype} casts {them} too"
         return [
             f"{_tensors(self._kept)} kept in the float32 that the checkpoint has beside 16-bit "
             f"weights: {names}{way_out}"
@@ -93,9 +94,10 @@ class Precision:
         if not self._narrowed:
             return []
         names = format_list(sorted(self._narrowed))
+        them = "it" if len(self._narrowed) == 1 else "them"
         return [
             f"{_tensors(self._narrowed)} cast to {self._dtype} although the checkpoint has more "
-            f"precision for them than for the rest: {names}; --keep-dtype keeps them"
+            f"precision for {them} than for the rest: {names}; --keep-dtype keeps {them}"
         ]
 
 

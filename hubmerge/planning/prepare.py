@@ -52,7 +52,7 @@ _FEWEST_KNOWN = 0.25
 def _folders_of(located: Located) -> Iterator[str]:
     """Say whose folders these look like: a hint for the user, and no proof for a card."""
     if located.layout:
-        yield f"the folders are arranged as {located.layout} does it"
+        yield f"folder layout: {located.layout}"
 
 
 class _Known(NamedTuple):
