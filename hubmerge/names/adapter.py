@@ -47,6 +47,9 @@ _TRAINED_WHOLE = re.compile(r"(.*)\.modules_to_save\.([^.]+)\.(.+)")
 _TOKENS = re.compile(r"(.*)\.token_adapter\.trainable_tokens_delta(?:\.([^.]+))?")
 _BASE_LAYER = re.compile(r".*?([^.]+)(?:\.base_layer)+\.(?:weight|bias)")
 
+# Adapters that PEFT refuses to load without what all layers share, unless told to make it anew.
+_NEED_SHARED = frozenset({"VERA", "PVERA"})
+
 _MAX_LISTED = 5
 
 _OF_BASE = "base model's weight, not the adapter's"
@@ -201,6 +204,7 @@ def select(tensors: Mapping[str, TensorView], spec: AdapterSpec) -> Selection:
             names.left_out[name] = _OF_BASE if holds_base or is_alias else _UNNAMED
     stored = _by_name(names.own)
     _check_pairs(stored)
+    _check_shared(stored, names.kind, spec.config)
     return Selection(stored, names.left_out, unexplained)
 
 
@@ -345,6 +349,20 @@ def _check_pairs(names: Collection[str]) -> None:
                     f"the adapter has {name!r} but no {attribute} for it: its update would be zero",
                     "The save was incomplete, or --include and --exclude left it out.",
                 )
+
+
+def _check_shared(names: Collection[str], kind: str, config: AdapterConfig | None) -> None:
+    """Raise CheckpointError if projections are missing without which PEFT refuses the adapter."""
+    if kind not in _NEED_SHARED or config is None or not config.values.get("save_projection", True):
+        return
+    missing = [n for n in TUNERS[kind].shared if _TUNER + n not in names]
+    if missing:
+        raise CheckpointError(
+            f"the adapter has no {format_list([_TUNER + name for name in missing])}, and PEFT "
+            "does not load it without: its config does not say save_projection=false",
+            "Give a config with that as --adapter-config-path: PEFT then makes them anew from "
+            "projection_prng_key, the same if that key is the run's.",
+        )
 
 
 def describe(config: AdapterConfig | None) -> str:

@@ -103,6 +103,25 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
         hubmerge.plan(checkpoint)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["vera", "pvera"])
+def test_shared_projections_that_were_not_saved(kind: str, base_dir: str, tmp_path: Path) -> None:
+    """PEFT refuses the adapter without them, unless its config says that they are not saved."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if KINDS[kind][0] not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        pytest.skip("this PEFT does not have it yet")
+    model = adapted(base(), config_of(kind))
+    state = {n: t for n, t in trainable(model).items() if "_lambda_" in n}
+    config = model.peft_config["default"]
+    with pytest.raises(CheckpointError, match="save_projection=false") as refusal:
+        published(tmp_path / "refused", state, config, base_model=base_dir)
+    assert f"base_model.{kind}_A" in str(refusal.value)
+    config.save_projection = False
+    published(tmp_path / "loads", state, config, base_model=base_dir)
+    assert torch.equal(loaded_logits(base(), tmp_path / "loads" / "out"), logits(model))
+
+
 def test_several_adapters_are_refused(tmp_path: Path) -> None:
     """One repository holds one adapter; the user chooses."""
     state = pairs() | {n.replace("default", "other"): t for n, t in pairs().items()}
