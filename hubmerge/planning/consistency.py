@@ -45,6 +45,9 @@ _EMBEDDINGS = (
 _VOCABULARY_FIELD = re.compile(r"(?:^|_)vocab(?:_|$)|(?:^|_)vocabulary_size$")
 _TOKEN_FIELD = re.compile(r"(?:bos|eos|pad|decoder_start|forced_bos|forced_eos)_token_id$")
 
+_OWN_MODULE = re.compile(r"sentence_transformers\.")
+_TRAINED_MODULES = ("Dense", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling")
+
 
 class Problem(NamedTuple):
     """Why the published repository could not be loaded, and what to change."""
@@ -76,6 +79,7 @@ def reconcile(
         raise CheckpointError(problems[0].message, problems[0].hint)
     warnings = [f"{problem.message}. {problem.hint}" for problem in problems]
     warnings += _warnings(assets, tensors, architecture)
+    warnings += _broken_modules(assets, plan)
     return replace(assets, warnings=(*assets.warnings, *warnings))
 
 
@@ -279,6 +283,26 @@ def _missing_tokenizer(assets: Assets, architecture: Architecture | None) -> Ite
         yield (
             f"no vocabulary beside {TOKENIZER_CONFIG}: AutoTokenizer can only be used with the "
             "result if its class needs none"
+        )
+
+
+def _broken_modules(assets: Assets, plan: Plan) -> Iterator[str]:
+    """Find modules of sentence-transformers whose config or weights are absent."""
+    names = assets.names | {shard.filename for shard in plan.shards}
+    for module in assets.modules:
+        kind = module.kind.rpartition(".")[2]
+        if not module.folder or not _OWN_MODULE.match(module.kind) or kind == "Normalize":
+            continue  # it needs no files, or nobody knows which
+        has_weights = any(name.startswith(f"{module.folder}/model") for name in names)
+        if not any(name.startswith(f"{module.folder}/") for name in assets.names):
+            absent = "has no files in the assets folder"
+        elif kind in _TRAINED_MODULES and not has_weights:
+            absent = "has no weights in the checkpoint or the assets folder"
+        else:
+            continue
+        yield (
+            f"module {module.folder} ({kind}) {absent}: the result cannot be loaded by "
+            "SentenceTransformer"
         )
 
 

@@ -77,6 +77,24 @@ def test_modules_that_were_not_trained_are_copied(bert: BertModel, tmp_path: Pat
     assert [shard.filename for shard in plan.shards] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("lost", "warned"),
+    [("2_Dense/model.safetensors", "no weights"), ("1_Pooling/config.json", "no files")],
+)
+def test_a_module_without_its_files_is_named(
+    lost: str, warned: str, bert: BertModel, tmp_path: Path
+) -> None:
+    """SentenceTransformer would not load it; a Normalize has no files, and needs none."""
+    save_alone(tmp_path / "run", {"model": bert.state_dict()})
+    assets = sentence_assets(tmp_path / "assets", bert)
+    last = {"name": "4", "path": "4_Normalize", "type": "sentence_transformers.models.Normalize"}
+    (assets / "modules.json").write_text(json.dumps([*MODULES, last]))
+    assert hubmerge.plan(tmp_path / "run", model_assets_dir=assets)[1].warnings == ()
+    (assets / lost).unlink()
+    (warning,) = hubmerge.plan(tmp_path / "run", model_assets_dir=assets)[1].warnings
+    assert all(text in warning for text in (lost.partition("/")[0], warned, "SentenceTransformer"))
+
+
 def unet(folder: Path, **changes: Any) -> Path:
     """Write the config of a model of diffusers."""
     folder.mkdir()
