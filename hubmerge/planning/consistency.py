@@ -210,6 +210,7 @@ def _warnings(
     """What in the published files will not do what it promises, one sentence each."""
     config = assets.config or {}
     yield from _missing_mtp(config, [tensor.name for tensor in tensors])
+    yield from _contradicting_vocabulary(config, _embedding_rows(tensors, architecture))
     yield from _unknown_scales(config, tensors)
     yield from _beyond_embedding(assets, tensors, architecture)
     if assets.library in ("transformers", "sentence-transformers"):
@@ -226,6 +227,17 @@ def _missing_mtp(config: dict[str, Any], names: list[str]) -> Iterator[str]:
             f"config.json promises layers for multi-token prediction (MTP) and the checkpoint has "
             f"none: the model works, speculative decoding with it does not; set {fields} to 0 in "
             "config.json, or add the base model's layers"
+        )
+
+
+def _contradicting_vocabulary(config: dict[str, Any], rows: int | None) -> Iterator[str]:
+    """Compare the size that a model of several modalities gives twice."""
+    text, outer = config.get("text_config"), config.get("vocab_size")
+    inner = text.get("vocab_size") if isinstance(text, dict) else None
+    if rows is not None and inner == rows and type(outer) is int and outer != rows:
+        yield (
+            f"config.json: vocab_size is {outer:,}, and text_config.vocab_size and the embedding "
+            f'say {rows:,}: set "vocab_size": {rows} in config.json, or leave it out there'
         )
 
 

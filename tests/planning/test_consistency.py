@@ -134,6 +134,17 @@ def test_a_resized_vocabulary_names_the_field_to_change(model_type: str, tmp_pat
     assert any('"vocab_size": 20' in warning for warning in assets.warnings)
 
 
+@pytest.mark.parametrize(("outer", "warned"), [(32, True), (40, False), (None, False)])
+def test_two_sizes_of_the_vocabulary_that_differ_are_named(
+    outer: int | None, warned: bool, tmp_path: Path
+) -> None:
+    """The one of the text model is the embedding's; the other is wrong."""
+    run = Trained(tmp_path, llama(vocab_size=40))
+    config = {"model_type": "unknown", "vocab_size": outer, "text_config": {"vocab_size": 40}}
+    warnings = run.plan(**config)[1].warnings
+    assert [True for text in warnings if '"vocab_size": 40' in text] == [True] * warned
+
+
 def test_tokens_beyond_the_embedding_are_named(tmp_path: Path) -> None:
     """Those of the tokenizer, and those that the configs name; a longer embedding is fine."""
     run = Trained(tmp_path, llama())
