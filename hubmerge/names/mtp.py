@@ -54,3 +54,27 @@ def is_mtp(name: str, promises: Collection[MtpPromise]) -> bool:
             p.first is not None and p.first <= int(number[1]) < p.first + p.layers for p in promises
         )
     )
+
+
+def missing_layers(names: Collection[str], promises: Collection[MtpPromise]) -> list[str]:
+    """Return which of the promised layers are absent although others of their kind are there."""
+    missing: list[str] = []
+    for promise in promises:
+        for own_name, first in ((False, promise.first), (True, 0)):
+            if first is None:
+                continue
+            found = _numbers(names, own_name=own_name)
+            wanted = set(range(first, first + promise.layers))
+            if wanted & found:
+                prefix = "mtp." if own_name else ""
+                missing += [f"{prefix}layers.{number}" for number in sorted(wanted - found)]
+    return list(dict.fromkeys(missing))
+
+
+def _numbers(names: Collection[str], *, own_name: bool) -> set[int]:
+    """Return the numbers of layers, under a name of their own or behind the model's."""
+    return {
+        int(match[1])
+        for name in names
+        if bool(_SEGMENT.search(name)) == own_name and (match := _LAYER.search(name))
+    }

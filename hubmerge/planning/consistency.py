@@ -29,7 +29,7 @@ from hubmerge.hf_format.quantization import StoredAs, is_quantization, is_withou
 from hubmerge.hf_format.tokenizer_files import highest_token
 from hubmerge.names.architecture import Architecture
 from hubmerge.names.auto_classes import needs_processor, needs_tokenizer
-from hubmerge.names.mtp import is_mtp, promised_mtp
+from hubmerge.names.mtp import is_mtp, missing_layers, promised_mtp
 from hubmerge.planning.plan import Plan, PlannedTensor
 
 # What FSDP2 puts before the name of the class that it wraps.
@@ -227,6 +227,12 @@ def _missing_mtp(config: dict[str, Any], names: list[str]) -> Iterator[str]:
             f"config.json promises layers for multi-token prediction (MTP) and the checkpoint has "
             f"none: the model works, speculative decoding with it does not; set {fields} to 0 in "
             "config.json, or add the base model's layers"
+        )
+    missing = missing_layers(names, promises)
+    if missing:
+        yield (
+            f"config.json promises layers for multi-token prediction (MTP) that the checkpoint "
+            f"lacks: {format_list(missing)}; speculative decoding with them does not work"
         )
 
 

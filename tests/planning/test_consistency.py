@@ -183,6 +183,21 @@ def test_layers_for_multi_token_prediction_are_kept_or_missed(
     assert sum("MTP" in warning for warning in assets.warnings) == (name is None)
 
 
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [("layers.2.eh_proj", "layers.3"), ("mtp.layers.1.fc", "mtp.layers.0"), ("mtp.fc", None)],
+)
+def test_one_of_two_promised_layers_is_missed_by_name(
+    present: str, missing: str | None, tmp_path: Path
+) -> None:
+    """Where layers are numbered; one without a number may serve for all."""
+    state = dict(deepseek().state_dict()) | {f"model.{present}.weight": torch.ones(8, 16)}
+    _, assets = Trained(tmp_path, deepseek(), state).plan(num_nextn_predict_layers=2)
+    warnings = [warning for warning in assets.warnings if "MTP" in warning]
+    assert len(warnings) == (missing is not None)
+    assert all(f"lacks: {missing};" in warning for warning in warnings)
+
+
 def whisper() -> WhisperForConditionalGeneration:
     """Return a tiny model of sound."""
     return WhisperForConditionalGeneration(
