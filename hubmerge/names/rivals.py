@@ -83,6 +83,33 @@ def choose(
     )
 
 
+def takes_copy(copy: Rival, *, ema: bool) -> tuple[bool, str]:
+    """Choose between a copy and the bare model whose modules lie beside it.
+
+    Returns:
+        Whether it is the copy, and a warning that says what else there is.
+
+    Raises:
+        UsageError: nothing tells which.
+    """
+    if not copy.is_ema:
+        pattern = f"'^{re.escape(copy.key)}\\.'"
+        root = copy.key.rpartition(".")[0]
+        everything = f"'^{re.escape(root)}\\.'" if root else "'.'"
+        raise UsageError(
+            "the checkpoint holds 2 models, and nothing tells which to publish: "
+            f"'{copy.key}', and the one whose modules lie beside it",
+            f"Choose the first with --model-key {copy.key}, or the other with --exclude {pattern}; "
+            f"if they are parts of one model, take all with --include {everything}.",
+        )
+    if ema:
+        return True, f"published '{copy.key}'; left out the model that it is the EMA copy of"
+    return False, (
+        f"published the model beside '{copy.key}'; left out '{copy.key}', its EMA copy (--ema "
+        "publishes that instead)"
+    )
+
+
 def _left_out(rival: Rival, chosen: Rival) -> str:
     if rival.is_ema and not share_names(rival.shapes, chosen.shapes):
         return f"'{rival.key}', an EMA copy whose tensors do not have the model's names"

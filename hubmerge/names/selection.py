@@ -16,12 +16,13 @@ from hubmerge.names.draft import Draft
 from hubmerge.names.layouts import describe_root, is_model_word, saved_paths
 from hubmerge.names.options import NamingOptions, matches_any
 from hubmerge.names.prefixes import best_rule, unwrap
-from hubmerge.names.rivals import Known, Rival, choose
+from hubmerge.names.rivals import Known, Rival, choose, takes_copy
 from hubmerge.names.structure import (
     Shapes,
     are_alike,
     by_first_segment,
     find_copies,
+    find_inner_copy,
     find_rivals,
     has_layers,
     have_same_shapes,
@@ -93,6 +94,8 @@ def leave_other_models(draft: Draft, options: NamingOptions, known: Known) -> No
         for prefix, rival in rivals.items():
             if rival is not chosen:
                 _drop_all(draft, prefix, f"not of '{chosen.key}'")
+    elif not prefixes:
+        _leave_inner_copy(draft, options, known)
     _drop_nameless_averages(draft)
     is_average = all(map(_is_of_average, draft.tensors.values()))
     if options.ema and not is_average:
@@ -253,6 +256,35 @@ def _are_one_model(shapes: Shapes, prefixes: Collection[str], known: Known) -> b
     )
     sizes = Counter(next((p for p in prefixes if name.startswith(p)), "") for name in shapes)
     return all(2 * hits[prefix] > sizes[prefix] for prefix in prefixes)
+
+
+def _leave_inner_copy(draft: Draft, options: NamingOptions, known: Known) -> None:
+    """Drop a copy that lies among the model's own modules, or the model beside it.
+
+    Raises:
+        UsageError: nothing tells which is meant.
+    """
+    shapes = draft.shapes
+    prefix = find_inner_copy(shapes)
+    if prefix is None or _has_both(shapes, prefix, known):
+        return
+    inner = {name[len(prefix) :]: s for name, s in shapes.items() if name.startswith(prefix)}
+    copy = Rival(_raw_prefix(draft, prefix), inner)
+    is_copy, warning = takes_copy(copy, ema=options.ema)
+    draft.warnings.append(warning)
+    for name in shapes:
+        if name.startswith(prefix) != is_copy:
+            draft.leave_out(name, f"not of '{copy.key}'" if is_copy else f"of '{copy.key}'")
+
+
+def _has_both(shapes: Shapes, prefix: str, known: Known) -> bool:
+    """Return whether the known model has what is under a prefix as well as what is beside it."""
+    if not known:
+        return False
+    rule = best_rule(shapes, known)[0]
+    beside = {rule(name) for name in shapes if not name.startswith(prefix)}
+    inner = {rule(name) for name in shapes if name.startswith(prefix)}
+    return 2 * len((inner - beside) & known.keys()) > len(inner)
 
 
 def _drop_nameless_averages(draft: Draft) -> None:

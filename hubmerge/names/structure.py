@@ -115,6 +115,19 @@ def find_rivals(shapes: Shapes) -> list[str]:
     return rivals if len(rivals) > 1 else []
 
 
+def find_inner_copy(shapes: Shapes) -> str | None:
+    """Find the prefix of a copy that lies among the modules of the bare model itself."""
+    for segment, names in by_first_segment(shapes).items():
+        # Of a model and its copy, and perhaps some tensors more, each is a third at least.
+        if is_module(segment) or segment.isdigit() or 3 * len(names) < len(shapes):
+            continue
+        copy = {name[len(segment) + 1 :]: shapes[name] for name in names}
+        rest = {n: shape for n, shape in shapes.items() if not n.startswith(f"{segment}.")}
+        if len(copy) >= _FEWEST and has_layers(rest, rest) and are_alike(copy, rest):
+            return f"{segment}."
+    return None
+
+
 def _alike(shapes: Shapes, groups: Mapping[str, list[str]]) -> list[str]:
     """The largest class of groups that hold the same model."""
     has_ema = any(is_ema(prefix.split(".")[-2]) for prefix in groups)

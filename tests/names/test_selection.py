@@ -29,6 +29,8 @@ AVERAGES: dict[str, dict[str, Any]] = {
     "swa": {"state": {"model": LLAMA, "swa": {"model": LLAMA}, "optim": moments(LLAMA)}},
     "net": under("net.", LLAMA) | under("net_ema.", LLAMA),
     "one object": {"ema": under("online_model.", LLAMA) | under("ema_model.", LLAMA)},
+    "beside the bare model": LLAMA | under("ema.", LLAMA),
+    "in the bare model": {"model": LLAMA | under("ema_model.module.", LLAMA)},
     "inside": {"model": under("model.", LLAMA) | under("ema.", LLAMA)},
 }
 
@@ -102,6 +104,43 @@ def test_the_user_is_asked(state: dict[str, Any], keys: set[str], paths: bool) -
         naming = name_weights(checkpoint, NamingOptions(model_key=key))
         assert all(weight.key.startswith(f"{key}.") for weight in naming.weights)
         assert names_of(naming) >= set(LLAMA) - {"lm_head.weight"}
+
+
+@pytest.mark.parametrize("root", ["", "model."])
+@pytest.mark.parametrize("name", ["reference", "optimizer_model"])
+def test_a_copy_beside_the_bare_model_is_asked_about(root: str, name: str) -> None:
+    """Each choice of the hint works: the copy, the model beside it, and all."""
+    state = LLAMA | under(f"{name}.", LLAMA)
+    checkpoint = described({"model": state} if root else state)
+    with pytest.raises(UsageError, match="holds 2 models") as refusal:
+        name_weights(checkpoint)
+    assert f"--model-key {root}{name}," in refusal.value.hint
+    pattern = refusal.value.hint.split("--exclude '")[1].split("'")[0]
+    copied = name_weights(checkpoint, NamingOptions(model_key=f"{root}{name}"))
+    bare = name_weights(checkpoint, NamingOptions(exclude=(pattern,)))
+    assert names_of(copied) == names_of(bare) == set(LLAMA)
+    assert all(weight.key.startswith(f"{root}{name}.") for weight in copied.weights)
+    assert all(weight.key.startswith((f"{root}model.", f"{root}lm_")) for weight in bare.weights)
+    everything = refusal.value.hint.split("--include '")[1].split("'")[0]
+    both = name_weights(checkpoint, NamingOptions(include=(everything,)))
+    assert len(names_of(both)) == 2 * len(LLAMA)
+
+
+def test_an_average_beside_the_bare_model_that_a_config_names() -> None:
+    """The model's names are known, and those of the copy are not among them."""
+    spec = ModelSpec(reference=Reference("base", dict.fromkeys(LLAMA, "f"), {}))
+    checkpoint = described(LLAMA | under("ema.", LLAMA))
+    for ema in (False, True):
+        naming = name_weights(checkpoint, NamingOptions(ema=ema), truth=spec)
+        assert names_of(naming) == set(LLAMA)
+        assert all(weight.key.startswith("ema.") == ema for weight in naming.weights)
+
+
+def test_a_copy_that_the_config_has_is_part_of_the_model() -> None:
+    """No question is asked about a model that has both."""
+    both = LLAMA | under("teacher.", LLAMA)
+    spec = ModelSpec(reference=Reference("base", dict.fromkeys(both, "f"), {}))
+    assert names_of(name_weights(described(both), truth=spec)) == set(both)
 
 
 def test_the_config_may_tell_which() -> None:
