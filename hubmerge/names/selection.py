@@ -320,8 +320,8 @@ def _raw_prefix(draft: Draft, prefix: str) -> str:
 
 
 def _is_counter(name: str, tensor: TensorView) -> bool:
-    # In a dict of the model's own, a trainer has put nothing.
-    is_loose = "." not in name and name == tensor.key
+    # In a dict of the model's own, a trainer has put nothing; an average counts its updates.
+    is_loose = "." not in name and (name == tensor.key or _is_of_average(tensor))
     is_one_number = is_loose and prod(tensor.shape) == 1 and not _is_float(tensor)
     return is_one_number and name != _MODEL_COUNTER
 

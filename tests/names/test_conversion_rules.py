@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import hubmerge
@@ -31,6 +32,8 @@ def plan(folder: Path, model: Any, state: dict[str, Any], **options: Any) -> Any
 
 def test_a_rule_that_computes_is_named() -> None:
     """Padding makes elements that no stored tensor has: the tensor stays as it is, with a word."""
+    if not hasattr(transformers, "Inkling2ForCausalLM"):
+        pytest.skip("transformers has no such model yet")
     model = build_small("Inkling2ForCausalLM")
     model.config.get_text_config().vocab_size += 7
     names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -125,4 +125,4 @@ def test_base_prefixes_are_those_of_transformers() -> None:
         text = path.read_text(encoding="utf-8")
         found |= set(re.findall(r'base_model_prefix = "([a-z]\w*)', text))
     assert len(found) > 100
-    assert len(found - BASES - MODULES) < 5
+    assert len(found - BASES - MODULES) < 10
