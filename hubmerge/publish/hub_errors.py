@@ -40,7 +40,9 @@ _REFUSALS = (
         "Ask an administrator of the organization for write access in the resource group.",
     ),
     (
-        re.compile(r"\bprivate (?:storage|repositor)|\bprivate\b.+\blimit", re.IGNORECASE),
+        re.compile(
+            r"\bprivate (?:storage|repository|repositories)|\bprivate\b.+\blimit", re.IGNORECASE
+        ),
         "Free private storage of the owner, upgrade its plan, or publish to a public repository.",
     ),
     (
