@@ -55,12 +55,6 @@ def class_called(name: str) -> Any | None:
     return None
 
 
-def real_class_name(name: str) -> str | None:
-    """Return the name of transformers' class that `name` is, or is derived from by its name."""
-    found = class_called(name) or next(_classes_in(name), None)
-    return found.__name__ if found is not None else None
-
-
 def _classes_in(name: str) -> Iterator[Any]:
     """Yield the model classes whose names are a part of this one, longest first."""
     capitals = [match.start() for match in re.finditer("[A-Z]", name)][:40]

@@ -213,8 +213,7 @@ def merged(first: int) -> Build:
     """Return how to make one dimension of dimension `first` and the next."""
 
     def build(view: TensorView, _config: Config) -> TensorView:
-        shape = view.shape
-        return view.reshape((*shape[:first], -1, *shape[first + 2 :]))
+        return view.flatten(first, first + 1)
 
     return build
 
